@@ -1,0 +1,45 @@
+# ect_nb. `make help` lists the targets; tools/setup.py makes .venv for all of them.
+PY := .venv/bin/python
+NAMES :=
+ARGS :=
+.DEFAULT_GOAL := help
+.PHONY: help setup lab test tour bench gates notebooks sync lock
+
+help:       ## list what make can do
+	@sed -n 's/^\([a-z]*\): .*## /make \1\t/p' Makefile | expand -t 18
+
+setup:      ## make .venv from requirements.lock (the other targets do this; instant when nothing changed)
+	@for p in python3 python3.13 python3.12 python3.11 python; do \
+	  $$p -c 'import sys; sys.exit(sys.version_info < (3, 6))' 2>/dev/null && exec $$p tools/setup.py; done; \
+	echo 'setup: no Python was found: install Python 3.11, 3.12 or 3.13 (Debian and Ubuntu: apt-get install python3 python3-venv) and run make again.' >&2; exit 1
+
+lab: setup       ## open JupyterLab on 00_sixty_seconds (ARGS="--port 9000" goes to JupyterLab)
+	@$(PY) tools/lab.py $(ARGS)
+
+test: setup      ## everything that must pass: gates, notebooks, pytest
+	$(PY) tools/gates.py
+	OMP_NUM_THREADS=1 .venv/bin/nbdev-test --n-workers 2
+	$(PY) -m pytest $(ARGS)
+
+tour: setup      ## run 00_sixty_seconds without a browser; table here, pictures and page in out/tour
+	$(PY) tools/run_notebooks.py 00_sixty_seconds --html out/tour --pictures out/tour
+
+bench: setup     ## measure the speed of training and sampling on this machine
+	$(PY) bench/bench.py $(ARGS)
+
+gates: setup     ## check the form of notebooks, package and files (seconds)
+	@$(PY) tools/gates.py
+
+notebooks: setup ## run the notebooks and store their outputs (all, or NAMES="01_noise 02_diffusion")
+	$(PY) tools/run_notebooks.py $(NAMES) --save
+	@$(MAKE) --no-print-directory sync
+
+sync: setup      ## write what is derived: package from notebooks, address, settings.ini, README.md
+	$(PY) tools/address.py
+	.venv/bin/nbdev-export
+	.venv/bin/nbdev-clean
+	$(PY) tools/settings.py
+	$(PY) tools/readme.py
+
+lock: setup      ## write requirements.lock anew with the newest versions
+	$(PY) tools/lock.py

@@ -1,0 +1,43 @@
+"""Train the small diffusion model of Fashion-MNIST that the kit ships, and write it to data/fashion_mnist_diffusion.safetensors.
+
+usage: python tools/make_fashion_diffusion.py [--kimg 600] [--folder runs/fashion-start]     resumable: the same command goes on where it stopped
+"""
+import argparse
+from pathlib import Path
+import torch
+from tqdm import tqdm
+from ect_nb import checkpoints, data
+from ect_nb.diffusion import Precond
+from ect_nb.networks import UNet
+from ect_nb.training import Config, RunFolder, train
+
+NETWORK = dict(resolution=28, channels=1, patch=2, model_channels=32, channel_mult=(1, 3), num_blocks=1, attention=(7,))
+
+
+def main():
+    args = argparse.ArgumentParser()
+    args.add_argument("--kimg", type=float, default=600)
+    args.add_argument("--folder", default="runs/fashion-start")
+    args.add_argument("--precision", default="auto")
+    args.add_argument("--device", default="cpu")
+    args = args.parse_args()
+    torch.manual_seed(0)
+    model = Precond(UNet(**NETWORK), sigma_data=0.5)
+    config = Config.diffusion(kimg=args.kimg, batch=64, lr=1e-3, warmup_kimg=5, ema=0.9995, precision=args.precision, snapshot_kimg=100)
+    bar = tqdm(total=args.kimg, unit="kimg", mininterval=30)
+    for p in train(model, data.load("fashion_mnist_20k"), config, args.folder, args.device):
+        bar.update(p.kimg - bar.n)
+    ship(args)
+
+
+def ship(args):
+    "The newest snapshot, in float16, with the facts of its run."
+    folder = RunFolder(args.folder)
+    losses = [r["value"] for r in folder.records() if r["metric"] == "loss"]
+    kimg, path = list(folder.snapshots().items())[-1]
+    facts = checkpoints.header(path)["provenance"] | dict(command=f"python tools/make_fashion_diffusion.py --kimg {args.kimg:g} --precision {args.precision}", loss=round(sum(losses[-10:]) / len(losses[-10:]), 2),
+                                                           data="fashion_mnist_20k", precision_chosen=folder.config().get("precision_chosen"))
+    checkpoints.save(checkpoints.load(path), Path(__file__).parents[1] / "data" / "fashion_mnist_diffusion.safetensors", dtype=torch.float16, **facts)
+
+
+if __name__ == "__main__": main()

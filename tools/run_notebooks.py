@@ -1,0 +1,84 @@
+"""Run notebooks top to bottom, each in a fresh kernel: all of nbs/ in order, or the named ones.
+
+The output of a cell with the line `#| tour-table` (nbdev-clean keeps comments, but not tags) is printed at the end."""
+import argparse, base64, os, sys, time
+from pathlib import Path
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+NBS = Path(__file__).resolve().parent.parent/"nbs"
+VIEW = "application/vnd.jupyter.widget-view+json"
+PAGE = """{% extends 'lab/index.html.j2' %}{% block data_png %}<div class="jp-RenderedImage jp-OutputArea-output">
+<img alt="{{ output | get_metadata('alt', 'image/png') | escape_html }}" src="data:image/png;base64,{{ output.data['image/png'] | replace('\n', '') }}"></div>{% endblock %}"""
+
+def execute(path):
+    "The notebook at `path`, run from its own folder, with a counter where someone is watching."
+    nb, start = nbformat.read(path, 4), time.time()
+    def count(cell, cell_index, **_):
+        if sys.stderr.isatty(): print(f"\r{path.stem}: cell {cell_index + 1} of {len(nb.cells)}, {time.time() - start:.0f} s ", end="", file=sys.stderr, flush=True)
+    NotebookClient(nb, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}, on_cell_start=count, store_widget_state=False,
+                   extra_arguments=["--IPKernelApp.log_level=40"]).execute()
+    if sys.stderr.isatty(): print("\r\x1b[K", end="", file=sys.stderr)
+    return nb
+
+def outputs(nb): return ((i, o) for i, c in enumerate(nb.cells) if c.cell_type == "code" for o in c.outputs)
+
+def strip_widgets(nb):
+    "Drop what needs a live kernel: views of widgets, and outputs that are nothing else."
+    for cell in nb.cells:
+        for out in cell.get("outputs", []):
+            if out.get("data", {}).pop(VIEW, None) and set(out.data) == {"text/plain"}: out.data.clear()
+        if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if "data" not in o or o.data]
+    nb.metadata.pop("widgets", None)
+    return nb
+
+def save(nb, path):
+    "Store the notebook, cleaned as nbdev cleans it, whole or not at all."
+    from nbdev.clean import nbdev_clean
+    part = path.with_name(f".{path.stem}.part.ipynb")
+    nbformat.write(nb, part)
+    nbdev_clean(fname=part)
+    os.replace(part, path)
+
+def write_html(nb, path):
+    "Write the notebook as one page, with the alternative texts that nbconvert's own template leaves out."
+    from nbconvert import HTMLExporter
+    html, _ = HTMLExporter(raw_template=PAGE, embed_images=True).from_notebook_node(nb, resources={"metadata": {"path": str(NBS)}})
+    path.write_text(html)
+
+def write_pictures(nb, folder, stem):
+    for k, (i, out) in enumerate(o for o in outputs(nb) if "image/png" in o[1].get("data", {})):
+        (folder/f"{stem}_{k + 1:02d}.png").write_bytes(base64.b64decode(out.data["image/png"]))
+
+def table(nb):
+    "Text of the outputs of the cells marked `#| tour-table`."
+    marked = [o for i, o in outputs(nb) if "#| tour-table" in nb.cells[i].source.splitlines()]
+    return "\n".join(o.get("text") or o.data.get("text/markdown") or o.data.get("text/plain", "") for o in marked if "text" in o or "data" in o)
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="notebooks, such as 00_sixty_seconds (default: all)")
+    parser.add_argument("--save", action="store_true", help="store the outputs in nbs/")
+    parser.add_argument("--html", type=Path, metavar="DIR", help="leave executed copies as HTML in DIR")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="leave the pictures as PNG files in DIR")
+    args = parser.parse_args()
+    paths = [NBS/f"{n}.ipynb" for n in args.names] or sorted(NBS.glob("[!._]*.ipynb"))
+    missing = [p.name for p in paths if not p.exists()]
+    if missing: sys.exit(f"run_notebooks: there is no {', '.join(missing)} in nbs/; give names such as 00_sixty_seconds.")
+    for folder in filter(None, (args.html, args.pictures)): folder.mkdir(parents=True, exist_ok=True)
+    tables, failed = [], []
+    for path in paths:
+        start = time.time()
+        try: nb = strip_widgets(execute(path))
+        except CellExecutionError as error:
+            failed.append(path.stem); print(f"{path.stem}: stopped after {time.time() - start:.0f} s\n{error}", flush=True); continue
+        print(f"{path.stem}: {time.time() - start:.0f} s", flush=True)
+        if args.save: save(nb, path)
+        if args.html: write_html(nb, args.html/f"{path.stem}.html"); print("page:", args.html/f"{path.stem}.html")
+        if args.pictures: write_pictures(nb, args.pictures, path.stem); print("pictures:", args.pictures/f"{path.stem}_*.png")
+        tables.append(table(nb))
+    print("\n".join(t for t in tables if t))
+    if failed: sys.exit(f"run_notebooks: {', '.join(failed)} did not run to the end; the error stands above.")
+
+if __name__ == "__main__": main()
