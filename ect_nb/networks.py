@@ -151,11 +151,37 @@ class Block(nn.Module):
         return self.proj(a.transpose(-1, -2).reshape(B, C, H, W))
 
 # %% ../nbs/08_networks.ipynb #2c4afae8
+def _encoder(c, io, sizes, num_blocks, **kw):
+    "The parts of the encoder, and the channels that each hands to the decoder. `sizes`: (resolution, channels) of each level; `io` channels come in."
+    parts, skips = nn.ModuleDict(), []
+    for i, (res, cout) in enumerate(sizes):
+        parts[f"{res}x{res}_down" if i else f"{res}x{res}_conv"] = _block(c, c, down=True, **kw) if i else Conv2d(io, c, 3)
+        skips.append(c)
+        for j in range(num_blocks):
+            parts[f"{res}x{res}_block{j}"] = _block(c, cout, here=res, **kw)
+            c = cout
+            skips.append(c)
+    return parts, skips
+
+def _decoder(skips, io, sizes, num_blocks, **kw):
+    parts, c = nn.ModuleDict(), sizes[-1][1]
+    for i, (res, cout) in reversed(list(enumerate(sizes))):
+        if i < len(sizes) - 1: parts[f"{res}x{res}_up"] = _block(c, c, up=True, **kw)
+        else: parts.update({f"{res}x{res}_in0": _block(c, c, here="in", **kw), f"{res}x{res}_in1": _block(c, c, **kw)})
+        for j in range(num_blocks + 1):
+            parts[f"{res}x{res}_block{j}"] = _block(c + skips.pop(), cout, here=res if j == num_blocks else None, **kw)
+            c = cout
+    parts.update({f"{res}x{res}_aux_norm": GroupNorm(c), f"{res}x{res}_aux_conv": Conv2d(c, io, 3, gain=1e-5)})
+    return parts
+
+def _block(cin, cout, attention, here=None, **kw): return Block(cin, cout, attention=here == "in" or here in attention, **kw)
+
+# %% ../nbs/08_networks.ipynb #224cd3dd
 class UNet(nn.Module):
     """The DDPM++ U-Net of Karras et al. 2022 (Table 7) with EDM's tensor names: `x` (B, C, R, R), noise condition `c` (B,) -> (B, C, R, R).
 
-    `patch` > 1 folds patches of that size into channels first, which makes small pictures cheap. `labels` (B, label_dim) one-hot, `augment` (B, augment_dim).
-    `body` is the dtype in which everything but the embedding runs (autocast; the weights stay as they are)."""
+    `model_channels` × `channel_mult` channels and `num_blocks` blocks per level, attention at the resolutions `attention`; `patch` > 1 first folds patches of that size
+    into channels, which makes small pictures cheap. `labels` (B, label_dim) one-hot, `augment` (B, augment_dim). `body` is the dtype of all but the embedding."""
     shares_dropout = True
 
     def __init__(self, resolution=32, channels=3, model_channels=128, channel_mult=(2, 2, 2), num_blocks=4, attention=(16,), dropout=0.0,
@@ -164,60 +190,39 @@ class UNet(nn.Module):
         self.config = dict(resolution=resolution, channels=channels, model_channels=model_channels, channel_mult=list(channel_mult), num_blocks=num_blocks,
                            attention=list(attention), dropout=dropout, label_dim=label_dim, augment_dim=augment_dim, patch=patch)
         self.patch, self.body = patch, torch.float32
-        width, emb, io = model_channels, 4 * model_channels, channels * patch**2
+        width, emb = model_channels, 4 * model_channels
         self.map_noise = PositionalEmbedding(width)
         self.map_label = Linear(label_dim, width) if label_dim else None
         self.map_augment = Linear(augment_dim, width, bias=False) if augment_dim else None
         self.map_layer0, self.map_layer1 = Linear(width, emb), Linear(emb, emb)
         sizes = [(resolution // patch >> i, width * m) for i, m in enumerate(channel_mult)]
-        self.enc, skips = self._encoder(io, sizes, emb, num_blocks, attention, dropout)
-        self.dec = self._decoder(io, sizes, emb, num_blocks, attention, dropout, skips)
-
-    def _encoder(self, io, sizes, emb, num_blocks, attention, dropout):
-        enc, c, skips = nn.ModuleDict(), self.config["model_channels"], []
-        for i, (res, cout) in enumerate(sizes):
-            if i == 0: enc[f"{res}x{res}_conv"] = Conv2d(io, c, 3)
-            else: enc[f"{res}x{res}_down"] = Block(c, c, emb, down=True, dropout=dropout)
-            skips.append(c)
-            for j in range(num_blocks):
-                enc[f"{res}x{res}_block{j}"] = Block(c, cout, emb, attention=res in attention, dropout=dropout)
-                c = cout; skips.append(c)
-        return enc, skips
-
-    def _decoder(self, io, sizes, emb, num_blocks, attention, dropout, skips):
-        dec, c = nn.ModuleDict(), sizes[-1][1]
-        for i, (res, cout) in reversed(list(enumerate(sizes))):
-            if i == len(sizes) - 1:
-                dec[f"{res}x{res}_in0"] = Block(c, c, emb, attention=True, dropout=dropout)
-                dec[f"{res}x{res}_in1"] = Block(c, c, emb, dropout=dropout)
-            else: dec[f"{res}x{res}_up"] = Block(c, c, emb, up=True, dropout=dropout)
-            for j in range(num_blocks + 1):
-                dec[f"{res}x{res}_block{j}"] = Block(c + skips.pop(), cout, emb, attention=j == num_blocks and res in attention, dropout=dropout)
-                c = cout
-        dec[f"{res}x{res}_aux_norm"], dec[f"{res}x{res}_aux_conv"] = GroupNorm(c), Conv2d(c, io, 3, gain=1e-5)
-        return dec
-
-    def embed(self, c, labels=None, augment=None):
-        "The noise level, and labels where the network has them, as one vector (B, E)."
-        e = self.map_noise(c.to(self.map_layer0.weight.dtype))
-        if self.map_label is not None and labels is not None: e = e + self.map_label(labels.to(e.dtype) * math.sqrt(labels.shape[1]))
-        if self.map_augment is not None and augment is not None: e = e + self.map_augment(augment.to(e.dtype))
-        return F.silu(self.map_layer1(F.silu(self.map_layer0(e))))
+        kw = dict(io=channels * patch**2, sizes=sizes, num_blocks=num_blocks, attention=attention, emb=emb, dropout=dropout)
+        self.enc, skips = _encoder(width, **kw)
+        self.dec = _decoder(skips, **kw)
 
     def forward(self, x, c, labels=None, augment=None):
-        with torch.autocast(x.device.type, enabled=False): emb = self.embed(c, labels, augment)
-        with torch.autocast(x.device.type, dtype=self.body, enabled=self.body != torch.float32):
-            h, skips = F.pixel_unshuffle(x, self.patch), []
-            for layer in self.enc.values():
-                h = layer(h, emb) if isinstance(layer, Block) else layer(h)
-                skips.append(h)
-            for name, layer in self.dec.items():
-                if "_block" in name: h = torch.cat([h, skips.pop()], dim=1)
-                if isinstance(layer, Block): h = layer(h, emb)
-                else: h = F.silu(layer(h)) if name.endswith("aux_norm") else layer(h)
-            return F.pixel_shuffle(h, self.patch)
+        with torch.autocast(x.device.type, enabled=False): emb = _embed(self, c, labels, augment)
+        with torch.autocast(x.device.type, dtype=self.body, enabled=self.body != torch.float32): return _body(self, x, emb)
 
-# %% ../nbs/08_networks.ipynb #04c9cfde
+# %% ../nbs/08_networks.ipynb #daf3392f
+def _embed(net, c, labels, augment):
+    "The noise level, and labels where the network has them, as one vector (B, E)."
+    e = net.map_noise(c.to(net.map_layer0.weight.dtype))
+    if net.map_label is not None and labels is not None: e = e + net.map_label(labels.to(e.dtype) * math.sqrt(labels.shape[1]))
+    if net.map_augment is not None and augment is not None: e = e + net.map_augment(augment.to(e.dtype))
+    return F.silu(net.map_layer1(F.silu(net.map_layer0(e))))
+
+def _body(net, x, emb):
+    h, skips = F.pixel_unshuffle(x, net.patch), []
+    for part in net.enc.values():
+        h = part(h, emb) if isinstance(part, Block) else part(h)
+        skips.append(h)
+    for name, part in net.dec.items():
+        if "_block" in name: h = torch.cat([h, skips.pop()], dim=1)
+        h = part(h, emb) if isinstance(part, Block) else F.silu(part(h)) if isinstance(part, nn.GroupNorm) else part(h)
+    return F.pixel_shuffle(h, net.patch)
+
+# %% ../nbs/08_networks.ipynb #47235967
 class Classifier(nn.Module):
     "A small convolutional classifier: `x` (B, channels, R, R) -> logits (B, classes); `features` (B, `width`) are its last hidden layer."
     def __init__(self, channels=1, classes=10, width=64):
