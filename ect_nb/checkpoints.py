@@ -41,7 +41,7 @@ BUILDERS = dict(Precond=Precond, UNet=networks.UNet, MLP=networks.MLP, Classifie
 
 def describe(model):
     "The arguments that make a model like `model`, as plain data for `build`; None for a network that is not of this kit."
-    if isinstance(model, Precond):
+    if type(model) is Precond:
         net = describe(model.net)
         return net and dict(name="Precond", net=net, sigma_data=model.sigma_data)
     name = type(model).__name__
@@ -53,7 +53,8 @@ def build(description):
     name = kw.pop("name", None)
     if name not in BUILDERS: raise ValueError(f"unknown network {name!r}: this version of ect_nb knows {', '.join(BUILDERS)}; a newer version may know more")
     if name == "Precond": kw["net"] = build(kw["net"])
-    return BUILDERS[name](**kw)
+    try: return BUILDERS[name](**kw)
+    except TypeError as e: raise ValueError(f"this version of ect_nb cannot build {name} from {kw}: a newer version wrote it, or it was edited by hand") from e
 
 # %% ../nbs/11_checkpoints.ipynb #f72781ac
 def save(model, path, dtype=None, **provenance):
@@ -61,6 +62,8 @@ def save(model, path, dtype=None, **provenance):
     from safetensors.torch import save as to_bytes
     cast = lambda v: v.to(dtype) if dtype and v.is_floating_point() else v
     tensors = {k: cast(v.detach()).cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    lost = [k for k, v in model.state_dict().items() if v.is_floating_point() and bool((tensors[k].isinf() & ~v.cpu().isinf()).any())]
+    if lost: raise ValueError(f"{lost[0]} holds numbers too large for {dtype}: save without dtype")
     header = dict(format="ect_nb 1", model=json.dumps(describe(model)), provenance=json.dumps(provenance))
     write_atomically(path, to_bytes(tensors, header))
     return Path(path)
@@ -74,25 +77,32 @@ def header(path):
     try:
         with safe_open(path, "pt") as file: meta = file.metadata() or {}
     except (SafetensorError, OSError) as e: raise ValueError(_diagnose(path)) from e
-    return dict(format=meta.get("format"), model=json.loads(meta.get("model", "null")), provenance=json.loads(meta.get("provenance", "{}")))
+    if not str(meta.get("format")).startswith("ect_nb"): return dict(format=None, model=None, provenance={})    # another program's file may say anything
+    try: return dict(format=meta["format"], model=_plain(meta, "model"), provenance=_plain(meta, "provenance") or {})
+    except ValueError as e: raise ValueError(f"{path} describes its network in words this kit cannot read: write it again with checkpoints.save") from e
+
+def _plain(meta, key):
+    value = json.loads(meta.get(key, "null"))
+    if not isinstance(value, dict | None): raise ValueError(f"{key} is not a dict")
+    return value
 
 def _diagnose(path):
     "One sentence on a file that is not safetensors."
     start, size = path.open("rb").read(16), path.stat().st_size
     if size == 0: return f"{path} is empty: write or download it again"
-    if start.lstrip()[:1] == b"<": return f"{path} is a web page, not a checkpoint: the download link led to an error page; fetch the file itself"
+    if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<": return f"{path} is a web page, not a checkpoint: the download link led to an error page; fetch the file itself"
     if start[:1] == b"\x80" or start[:2] == b"PK": return f"{path} is a pickle, which can run programs when opened: only .safetensors files are read here"
     return f"{path} is not a whole safetensors file ({size:,} bytes): it was cut short or is of another kind; write or download it again"
 
 # %% ../nbs/11_checkpoints.ipynb #7641b5b4
-def load(path, into=None, device="cpu"):
+def load(path, into=None, device=None):
     "The model saved at `path`, in evaluation mode, float32; or its weights put into the model `into`. ValueError names what does not fit."
     from safetensors.torch import load_file
     description = header(path)["model"]
     if into is None and description is None: raise ValueError(f"{path} holds weights but does not say of which network: pass the network as `into`")
     model = build(description) if into is None else into
     _fill(model, load_file(path), path)
-    return model.eval().to(device)
+    return model.eval().to(device) if device else model.eval()
 
 def _fill(model, tensors, path):
     own = model.state_dict()

@@ -21,7 +21,8 @@ def karras_times(n, t_min=0.002, t_max=80.0, rho=7.0):
 def _walk(model, x, times, corrector, keep):
     state = torch.float32 if x.device.type == "mps" else torch.float64
     denoise = lambda y, t: model(y.to(x.dtype), t.to(x.dtype).expand(len(y))).to(state)
-    times, y = torch.as_tensor(times).to(x.device, state), x.to(state)
+    if not torch.is_tensor(times): times = torch.tensor(times, dtype=torch.float64)
+    times, y = times.to(x.device, state), x.to(state)
     states = [y]
     for t, s in zip(times[:-1], times[1:]):
         d = (y - denoise(y, t)) / t
@@ -59,12 +60,12 @@ class Precond(nn.Module):
         s, d = t.reshape(-1, *[1] * (x.ndim - 1)), self.sigma_data
         var = s**2 + d**2
         F = self.net(x / var.sqrt(), c_noise, **kw)
-        return d**2 / var * x + s * d / var.sqrt() * F.to(x.dtype)
+        return x / (1 + (s / d) ** 2) + s * d / var.sqrt() * F.to(x.dtype)
 
 # %% ../nbs/02_diffusion.ipynb #5aaf06d4
 def denoising_loss(model, x0, t, eps, sigma_data=0.5, **kw):
     "EDM's loss of each row (B,): w(t) |f(x0 + t eps, t) - x0|², summed over the values of a row. `x0`, `eps` (B, …), `t` (B,). Karras et al. 2022, Eq. 8."
-    t = t.to(x0.device)
+    t = t.to(x0)
     x_t = x0 + t.reshape(-1, *[1] * (x0.ndim - 1)) * eps
     weight = (t**2 + sigma_data**2) / (t * sigma_data) ** 2
     return weight * (model(x_t, t, **kw) - x0).square().flatten(1).sum(1)

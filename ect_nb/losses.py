@@ -64,8 +64,8 @@ def _same_dice(model, device, generator):
     else:
         states = [(torch.get_rng_state, torch.set_rng_state)]
         if device.type in ("cuda", "mps"):
-            backend = getattr(torch, device.type)
-            states.append((backend.get_rng_state, backend.set_rng_state))
+            backend, where = getattr(torch, device.type), [device] if device.type == "cuda" else []
+            states.append((lambda: backend.get_rng_state(*where), lambda state: backend.set_rng_state(state, *where)))
         saved = [(put, get()) for get, put in states]
         def replay(rows=None):
             for put, state in saved: put(state)
@@ -81,11 +81,11 @@ def _target(model, x0, t, r, eps, replay, kw):
     rows = (r > 0).nonzero().squeeze(1)
     if len(rows) == 0: return x0
     subset = shares_dropout(model) and len(rows) < len(r)
-    r = torch.where(r > 0, r, t).to(x0.device)              # a network is never asked about r = 0
+    r = torch.where(r > 0, r, t).to(x0)                     # a network is never asked about r = 0
     x_r = x0 + r.reshape(-1, *[1] * (x0.ndim - 1)) * eps
     rows = rows.to(x0.device)
     replay(rows if subset else None)
-    f_r = model(x_r[rows], r[rows], **_rows(kw, rows)) if subset else model(x_r, r, **kw)[rows]
+    f_r = _at_least_float32(model(x_r[rows], r[rows], **_rows(kw, rows)) if subset else model(x_r, r, **kw)[rows])
     return x0.to(f_r.dtype).index_copy(0, rows, f_r)
 
 # %% ../nbs/05_weighting.ipynb #217cb9b3
@@ -95,7 +95,7 @@ def ect_loss(model, x0, t, r, eps, weight=inverse_gap, c=0.0, metric=pseudo_hube
     `x0`, `eps` (B, …), `t`, `r` (B,) with 0 <= r <= t, best on the host. The target is taken without gradient, by the same network in the same mode with the
     same dropout masks (drawn with `generator`); where r = 0 it is x0 and no second pass is made. Other arguments (labels) go to the model."""
     _check(x0, t, r, eps)
-    s = t.to(x0.device)
+    s = t.to(x0)
     with _same_dice(model, x0.device, generator) as replay:
         f_t = model(x0 + s.reshape(-1, *[1] * (x0.ndim - 1)) * eps, s, **kw)
         with torch.no_grad(): target = _target(model, x0, t, r, eps, replay, kw)

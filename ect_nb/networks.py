@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PositionalEmbedding', 'Dropout', 'shared_dropout', 'shares_dropout', 'MLP', 'Linear', 'GroupNorm', 'Conv2d', 'Block',
-           'UNet', 'Classifier']
+           'UNet', 'edm_cifar10', 'Classifier']
 
 # %% ../nbs/08_networks.ipynb #228d20dd
 import math
@@ -57,7 +57,7 @@ class _Tape:
         else:
             keep, self.next = self.masks[self.next], self.next + 1
             if self.rows is not None: keep = keep[self.rows]
-        return keep.to(x.dtype) / (1 - layer.p)
+        return keep.to(x.dtype) / (1 - layer.p) if layer.p < 1 else torch.zeros_like(x)
 
 # %% ../nbs/08_networks.ipynb #3163b725
 @contextmanager
@@ -189,6 +189,7 @@ class UNet(nn.Module):
         super().__init__()
         self.config = dict(resolution=resolution, channels=channels, model_channels=model_channels, channel_mult=list(channel_mult), num_blocks=num_blocks,
                            attention=list(attention), dropout=dropout, label_dim=label_dim, augment_dim=augment_dim, patch=patch)
+        if resolution % (patch * 2 ** (len(channel_mult) - 1)): raise ValueError(f"pictures of {resolution} pixels cannot be folded by {patch} and halved {len(channel_mult) - 1} times: choose another patch or fewer levels")
         self.patch, self.body = patch, torch.float32
         width, emb = model_channels, 4 * model_channels
         self.map_noise = PositionalEmbedding(width)
@@ -208,7 +209,9 @@ class UNet(nn.Module):
 def _embed(net, c, labels, augment):
     "The noise level, and labels where the network has them, as one vector (B, E)."
     e = net.map_noise(c.to(net.map_layer0.weight.dtype))
-    if net.map_label is not None and labels is not None: e = e + net.map_label(labels.to(e.dtype) * math.sqrt(labels.shape[1]))
+    if net.map_label is not None:
+        labels = e.new_zeros(len(e), net.config["label_dim"]) if labels is None else labels.to(e.dtype)       # no label: all zeros, as EDM does
+        e = e + net.map_label(labels * math.sqrt(labels.shape[1]))
     if net.map_augment is not None and augment is not None: e = e + net.map_augment(augment.to(e.dtype))
     return F.silu(net.map_layer1(F.silu(net.map_layer0(e))))
 
@@ -222,7 +225,12 @@ def _body(net, x, emb):
         h = part(h, emb) if isinstance(part, Block) else F.silu(part(h)) if isinstance(part, nn.GroupNorm) else part(h)
     return F.pixel_shuffle(h, net.patch)
 
-# %% ../nbs/08_networks.ipynb #47235967
+# %% ../nbs/08_networks.ipynb #1f318a4d
+def edm_cifar10(**kw):
+    "The unconditional CIFAR-10 network of EDM and ECT: `UNet` with its default arguments, 55.7 million parameters; `label_dim=10`, `augment_dim=9`, `dropout=0.2` as wanted."
+    return UNet(**(dict(resolution=32, channels=3, model_channels=128, channel_mult=(2, 2, 2), num_blocks=4, attention=(16,)) | kw))
+
+# %% ../nbs/08_networks.ipynb #3a6be5f5
 class Classifier(nn.Module):
     "A small convolutional classifier: `x` (B, channels, R, R) -> logits (B, classes); `features` (B, `width`) are its last hidden layer."
     def __init__(self, channels=1, classes=10, width=64):

@@ -15,7 +15,7 @@ def sample(model, z, times=(80.0,), generator=None):
 
     `z` (B, …) standard normal; `times` falling, positive; `generator` for the fresh noise. The state is kept in float64 (float32 on MPS). Song et al. 2023, Alg. 1."""
     times = [float(t) for t in times]
-    if not times or min(times) <= 0 or any(a <= b for a, b in zip(times, times[1:])): raise ValueError(f"times must be positive and fall, like (80.0, 0.8), not {times}")
+    if not times or not all(a > b for a, b in zip(times, [*times[1:], 0.0])): raise ValueError(f"times must be positive and fall, like (80.0, 0.8), not {times}")
     state = torch.float32 if z.device.type == "mps" else torch.float64
     f = lambda y, t: model(y.to(z.dtype), z.new_full((len(z),), t)).to(state)
     x = f(times[0] * z.to(state), times[0])

@@ -7,7 +7,7 @@ __all__ = ['LogNormal', 'ConstantMapping', 'SigmoidMapping', 'Stages', 'paper_ex
 
 # %% ../nbs/04_schedules.ipynb #033931e9
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import torch
 
 # %% ../nbs/04_schedules.ipynb #3c51d6ec
@@ -30,7 +30,7 @@ class LogNormal:
 class ConstantMapping:
     "r = t (1 - q^-(stage + first)), the same share of t everywhere. `first` = 1 as in the released code, 0 as in the paper (stage 0 is then pure diffusion, r = 0)."
     q: float = 2.0
-    first: int = 1
+    first: int = field(default=1, kw_only=True)
 
     def n(self, t): return torch.ones_like(t)
 

@@ -21,7 +21,7 @@ from . import checkpoints, losses, schedules
 from .networks import shares_dropout
 from .schedules import LogNormal, SigmoidMapping, Stages
 
-# %% ../nbs/06_training.ipynb #6f18271d
+# %% ../nbs/06_training.ipynb #c81d5e8f
 @dataclass(frozen=True)
 class Config:
     """The settings of a run. `Config()` is ECT with the released constants for CIFAR-10 but a short budget; `Config.diffusion()` is EDM's diffusion training.
@@ -30,26 +30,16 @@ class Config:
     (constant, linear, cosine or inverse_sqrt with reference `decay_kimg`); `ema` per step, ramped up from scratch if `ema_rampup`; `mapping` (None: r = 0),
     `stages`, `p_t`; `weight` and `metric` by their names in `losses`, with `c`; `precision` of the network's body (float32, tf32, bfloat16, float16, or auto);
     EMA weights are kept every `snapshot_kimg`, the state every `state_seconds`."""
-    kimg: float = 60.0
-    batch: int = 128
-    accumulate: int = 1
-    optimizer: str = "RAdam"
-    lr: float = 1e-4
-    betas: tuple = (0.9, 0.999)
-    warmup_kimg: float = 0.0
-    decay: str = "constant"
-    decay_kimg: float = 0.0
-    ema: float = 0.9999
-    ema_rampup: bool = False
+    kimg: float = 60.0; batch: int = 128; accumulate: int = 1
+    optimizer: str = "RAdam"; lr: float = 1e-4; betas: tuple = (0.9, 0.999)
+    warmup_kimg: float = 0.0; decay: str = "constant"; decay_kimg: float = 0.0
+    ema: float = 0.9999; ema_rampup: bool = False
     mapping: schedules.ConstantMapping | None = field(default_factory=SigmoidMapping)
     stages: Stages = field(default_factory=Stages)
     p_t: LogNormal = field(default_factory=LogNormal)
-    weight: str = "inverse_gap"
-    metric: str = "pseudo_huber"
-    c: float = 0.0
+    weight: str = "inverse_gap"; metric: str = "pseudo_huber"; c: float = 0.0
     precision: str = "float32"
-    snapshot_kimg: int = 0
-    state_seconds: float = 60.0
+    snapshot_kimg: int = 0; state_seconds: float = 60.0
     seed: int = 0
 
     @classmethod
@@ -57,7 +47,7 @@ class Config:
         "Diffusion training as EDM does it: r = 0, squared metric, EDM's weight and p(t), Adam, cosine decay."
         return cls(**(dict(mapping=None, metric="squared", weight="edm", p_t=LogNormal(-1.2, 1.2), optimizer="Adam", lr=1e-3, decay="cosine", ema=0.999, ema_rampup=True) | kw))
 
-# %% ../nbs/06_training.ipynb #38dc8860
+# %% ../nbs/06_training.ipynb #063c58fe
 _KINDS = dict(SigmoidMapping=SigmoidMapping, ConstantMapping=schedules.ConstantMapping, Stages=Stages, LogNormal=LogNormal)
 
 def to_json(config):
@@ -72,7 +62,7 @@ def from_json(d):
         return tuple(v) if isinstance(v, list) else v
     return Config(**{k: thing(v) for k, v in d.items()})
 
-# %% ../nbs/06_training.ipynb #99211004
+# %% ../nbs/06_training.ipynb #ee7017bb
 _STREAMS = dict(order=0, time=1, noise=2, dropout=3)
 
 def seed_of(seed, stream, step):
@@ -91,7 +81,7 @@ def rows(seed, start, stop, n):
     passes = range(start // n, (stop - 1) // n + 1)
     return torch.cat([_shuffled(seed, e, n)[max(start - e * n, 0):stop - e * n] for e in passes])
 
-# %% ../nbs/06_training.ipynb #06f3139d
+# %% ../nbs/06_training.ipynb #c373dfca
 def learning_rate(config, images):
     "The learning rate after `images` pictures: linear warm-up, then the decay that `config` names."
     kimg, c = images / 1000, config
@@ -106,7 +96,7 @@ def update_ema(ema, model, beta):
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - beta)
     for a, b in zip(ema.buffers(), model.buffers()): a.copy_(b)
 
-# %% ../nbs/06_training.ipynb #ee7017bb
+# %% ../nbs/06_training.ipynb #c7c61a0d
 def set_precision(model, precision):
     "Run the body of every network in `model` in `precision` (float32, tf32, bfloat16, float16); embedding, preconditioning and loss stay in float32. ValueError if it has no such switch."
     body = dict(float32=torch.float32, tf32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)[precision]
@@ -121,7 +111,7 @@ def fast_precisions(device):
     has = lambda name: getattr(torch.cpu, name, lambda: False)()
     return ["bfloat16"] if device.type == "cpu" and (has("_is_amx_tile_supported") or has("_is_avx512_bf16_supported")) else []
 
-# %% ../nbs/06_training.ipynb #c9796801
+# %% ../nbs/06_training.ipynb #1bc7b180
 @torch.no_grad()
 def residual_errors(model, x0, t, r, eps, precisions):
     "For each of `precisions` the median over rows of ‖Δ - Δ32‖ / ‖Δ32‖, where Δ = f(x_t, t) - f(x_r, r) and Δ32 is Δ in float32; the target is x0 where r = 0."
@@ -143,7 +133,7 @@ def choose_precision(errors, limit=0.3):
     "The first arithmetic of `errors` whose error is at most `limit`, else float32."
     return next((p for p, e in errors.items() if e <= limit), "float32")
 
-# %% ../nbs/06_training.ipynb #c373dfca
+# %% ../nbs/06_training.ipynb #b89401a3
 class RunFolder:
     "The files of one run under `path`."
     def __init__(self, path): self.path = Path(path)
@@ -173,7 +163,7 @@ def _parse(line):
     try: return json.loads(line)
     except ValueError: return None
 
-# %% ../nbs/06_training.ipynb #c7c61a0d
+# %% ../nbs/06_training.ipynb #e9517855
 def lock(folder):
     "A lock on a run folder that the system drops when the process dies. RuntimeError if another process trains there."
     from filelock import FileLock, Timeout
@@ -199,7 +189,7 @@ _MAY_CHANGE = {"kimg", "snapshot_kimg", "state_seconds"}
 
 def write_config(folder, facts): checkpoints.write_atomically(folder.path / "config.json", json.dumps(facts, indent=1).encode())
 
-# %% ../nbs/06_training.ipynb #a5e889d4
+# %% ../nbs/06_training.ipynb #d1523bb1
 def checksum(tensors):
     "Eight hexadecimal digits that change with any bit of a dict of tensors."
     total = 0
@@ -223,7 +213,7 @@ def _unflat(optimizer, flat):
         state.setdefault(int(i), {})[k] = v
     optimizer.load_state_dict(optimizer.state_dict() | dict(state=state))
 
-# %% ../nbs/06_training.ipynb #b89401a3
+# %% ../nbs/06_training.ipynb #c55b8619
 def save_state(folder, tensors, **facts):
     "Keep `tensors` and `facts` as the newest state, beside the one before it. RuntimeError if they cannot be written; the older state is then untouched."
     from safetensors.torch import save as to_bytes
@@ -245,7 +235,7 @@ def load_state(folder):
             warnings.warn(f"{path} is damaged ({e}): the state before it is used, if there is one", stacklevel=2)
     if folder.states(): raise RuntimeError(f"every state in {folder.path / 'state'} is damaged: start again in another folder, or from a snapshot in {folder.path / 'snapshots'}")
 
-# %% ../nbs/06_training.ipynb #e9517855
+# %% ../nbs/06_training.ipynb #618066c1
 def batch_of(data, index): return data.batch(index) if hasattr(data, "batch") else data[index.to(data.device)]
 
 def draw(config, data, step, stage, device):
@@ -260,7 +250,7 @@ def _weight(config, model):
     weight = losses.WEIGHTS[config.weight]
     return (lambda t, r: weight(t, r, getattr(model, "sigma_data", 0.5))) if config.weight == "edm" else weight
 
-# %% ../nbs/06_training.ipynb #6f15901b
+# %% ../nbs/06_training.ipynb #b37cbd02
 @contextmanager
 def _own_dice(model, seed, device):
     "For a network with randomness of another kind: seed the global generators for this step, and put them back."
@@ -285,7 +275,7 @@ def train_step(config, model, ema, optimizer, scaler, data, step, stage, device)
     update_ema(ema, model, min(config.ema, (step + 1) / (step + 10)) if config.ema_rampup else config.ema)
     return total
 
-# %% ../nbs/06_training.ipynb #c55b8619
+# %% ../nbs/06_training.ipynb #e68a24a9
 @dataclass
 class Progress:
     "Where a run stands after a step: `model` is being trained, `ema` is its average in evaluation mode (the one to sample from), `loss` a tensor on the device."
@@ -307,7 +297,7 @@ class Progress:
     @property
     def done(self): return self.images / self.total
 
-# %% ../nbs/06_training.ipynb #d7d31ed8
+# %% ../nbs/06_training.ipynb #84e00e7f
 @contextmanager
 def _whole_steps():
     "Hold back Ctrl-C until the step is done; the yielded list is non-empty if it was pressed. Off the main thread nothing can be held back."
@@ -324,7 +314,7 @@ def facts_of(config, model, data):
 
 def device_name(device): return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
 
-# %% ../nbs/06_training.ipynb #b37cbd02
+# %% ../nbs/06_training.ipynb #9470c6a5
 @dataclass
 class _Run:
     config: Config
@@ -336,14 +326,9 @@ class _Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     window: torch.Tensor                # sum and number of the losses since the last record
-    step: int = 0
-    seconds: float = 0.0
-    stage: int | None = None
-    precision: str = "float32"
-    chosen: dict = field(default_factory=dict)
+    step: int = 0; seconds: float = 0.0; saved_step: int = 0; saved_at: float = 0.0
+    stage: int | None = None; precision: str = "float32"; chosen: dict = field(default_factory=dict)
     whole: bool = True                  # False in the middle of a step: nothing to save then
-    saved_step: int = 0
-    saved_at: float = 0.0
 
     @property
     def images(self): return self.step * self.config.batch
@@ -358,7 +343,7 @@ def _begin(model, data, config, folder, device):
 
 def _scaler(device, precision): return torch.amp.GradScaler(device.type, enabled=precision == "float16")
 
-# %% ../nbs/06_training.ipynb #6a94af58
+# %% ../nbs/06_training.ipynb #7c37ea19
 def _enter(run, stage):
     "Take up `stage`: choose the arithmetic (once; a continued run keeps what was chosen) and write the choice into config.json."
     c, key = run.config, str(stage)
@@ -383,7 +368,7 @@ def _advance(run):
     run.seconds += time.perf_counter() - started
     return loss
 
-# %% ../nbs/06_training.ipynb #e68a24a9
+# %% ../nbs/06_training.ipynb #98dc456f
 def _save(run):
     _check(run)
     tensors = pack(model=run.model.state_dict(), ema=run.ema.state_dict(), optimizer=_flat(run.optimizer), window=dict(loss=run.window))
@@ -408,7 +393,7 @@ def _restore(run, facts):
 def _check(run):
     if not torch.isfinite(run.window).all(): raise FloatingPointError(f"the loss is not a number any more after {run.images:,} pictures: use a smaller lr or precision='float32'; what was saved before is whole")
 
-# %% ../nbs/06_training.ipynb #84e00e7f
+# %% ../nbs/06_training.ipynb #a2ac9bf8
 def _keep(run):
     "After a step: record the loss a hundred times a run, keep a snapshot where one is due, and the state now and then."
     c, last = run.config, run.step == run.steps
@@ -425,7 +410,7 @@ def _snapshot(run):
     path = run.folder.path / "snapshots" / f"kimg-{run.images // 1000:06d}.safetensors"
     checkpoints.save(run.ema, path, run=run.folder.path.name, images=run.images, seconds=round(run.seconds, 1), device=device_name(run.device), config=to_json(run.config), software=f"torch {torch.__version__}")
 
-# %% ../nbs/06_training.ipynb #95fde422
+# %% ../nbs/06_training.ipynb #822c10f2
 def train(model, data, config=Config(), folder=None, device=None):
     """Train a copy of `model` on `data` (`Pictures`, or a float tensor (N, …)) as `config` says; a generator that yields a `Progress` after each step.
 
@@ -445,7 +430,7 @@ def _validate(config):
     if not hasattr(torch.optim, config.optimizer): raise ValueError(f"torch.optim has no optimiser {config.optimizer!r}; try RAdam or Adam")
     if config.kimg <= 0 or config.batch < 1 or config.batch % config.accumulate: raise ValueError(f"kimg must be positive and batch ({config.batch}) a multiple of accumulate ({config.accumulate})")
 
-# %% ../nbs/06_training.ipynb #9470c6a5
+# %% ../nbs/06_training.ipynb #b04f87d0
 def _steps(run, facts):
     with lock(run.folder) if run.folder else nullcontext():
         if run.folder: _restore(run, facts)

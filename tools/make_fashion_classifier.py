@@ -1,6 +1,6 @@
 """Train the small classifier of Fashion-MNIST whose features the kit measures distances in, and write it to data/fashion_mnist_classifier.safetensors.
 
-usage: python tools/make_fashion_classifier.py [--epochs 7] [--seed 0]     about six minutes on one CPU core
+usage: python tools/make_fashion_classifier.py [--epochs 7] [--seed 0]     six to eight minutes on one CPU core
 
 Writes the moments of the training pictures' features too, to data/fashion_mnist_statistics.safetensors, so that nobody has to compute them again.
 """
