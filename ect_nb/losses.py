@@ -23,7 +23,7 @@ def pseudo_huber(delta, c=0.0):
     "√(S + c²) - c of each row, `delta` (B, …) -> (B,); √S at c = 0, with gradient 0 where S = 0. Song & Dhariwal 2023, Eq. 7; Geng et al. 2024 use c = 0 for CIFAR-10."
     S = _sum_squares(delta)
     if c > 0: return S / ((S + c**2).sqrt() + c)      # the same number, without cancelling at small S
-    return torch.where(S > 0, S, 1).sqrt() * (S > 0)
+    return torch.where(S == 0, 1, S).sqrt() * (S != 0)
 
 def adaptive(delta, c=0.03, p=0.5):
     "S / (S + c²)^p with the denominator held constant: the gradient is that of S, shrunk where S is large. p = 1/2 gives twice the gradient of `pseudo_huber`."

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['sample']
 
-# %% ../nbs/07_sampling.ipynb #72f4fa48
+# %% ../nbs/07_sampling.ipynb #d5612a3f
 import torch
 
-# %% ../nbs/07_sampling.ipynb #d5612a3f
+# %% ../nbs/07_sampling.ipynb #4e62e9f2
 @torch.no_grad()
 def sample(model, z, times=(80.0,), generator=None):
     """Draw samples with a consistency model, one evaluation per time: x̂ = f(times[0] z, times[0]), then for every further t: x̂ = f(x̂ + t z', t) with fresh noise z'.
@@ -19,8 +19,7 @@ def sample(model, z, times=(80.0,), generator=None):
     state = torch.float32 if z.device.type == "mps" else torch.float64
     f = lambda y, t: model(y.to(z.dtype), z.new_full((len(z),), t)).to(state)
     x = f(times[0] * z.to(state), times[0])
-    for t in times[1:]:
-        x = f(x + t * _noise_like(z, generator).to(state), t)
+    for t in times[1:]: x = f(x + t * _noise_like(z, generator).to(state), t)
     return x.to(z.dtype)
 
 def _noise_like(z, generator): return torch.randn(z.shape, dtype=z.dtype, device=generator.device if generator else z.device, generator=generator).to(z.device)

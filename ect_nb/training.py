@@ -9,7 +9,7 @@ __all__ = ['Config', 'to_json', 'from_json', 'seed_of', 'dice', 'rows', 'learnin
            'facts_of', 'device_name', 'train']
 
 # %% ../nbs/06_training.ipynb #2406cd51
-import copy, json, math, platform, signal, threading, time, warnings, zlib
+import inspect, copy, json, math, platform, signal, threading, time, warnings, zlib
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
@@ -173,16 +173,17 @@ def lock(folder):
 
 def open_run(folder, facts):
     "Begin or continue the run that `facts` (config, init, data, network) describe. ValueError if the folder holds anything else."
-    for left in folder.path.rglob(".*.tmp"): left.unlink(missing_ok=True)
     if not (folder.path / "config.json").exists():
         strangers = [p.name for p in folder.path.iterdir() if not p.name.startswith(".")]
         if strangers: raise ValueError(f"{folder.path} is not empty and not a run (it holds {strangers[0]}): choose another folder")
         return write_config(folder, facts)
     was = folder.config()
+    if not isinstance(was, dict) or "init" not in was or not isinstance(was.get("config"), dict): raise ValueError(f"{folder.path / 'config.json'} is not that of a run: choose another folder")
     other = [f"its {k} is {was['config'].get(k)}, not {v}" for k, v in facts["config"].items() if k not in _MAY_CHANGE and was["config"].get(k) != v]
     other += [f"its {k} was {was.get(k)}, not {facts[k]}" for k in ("init", "data", "network") if was.get(k) != facts[k]]
     if facts["config"]["decay"] in ("linear", "cosine") and was["config"]["kimg"] != facts["config"]["kimg"]: other.append("its learning rate was planned for another kimg")
     if other: raise ValueError(f"{folder.path} holds another run ({other[0]}): choose another folder, or the same settings to continue it")
+    for left in folder.path.rglob(".*.tmp"): left.unlink(missing_ok=True)
     write_config(folder, was | dict(config=facts["config"]))
 
 _MAY_CHANGE = {"kimg", "snapshot_kimg", "state_seconds"}
@@ -214,13 +215,19 @@ def _unflat(optimizer, flat):
     optimizer.load_state_dict(optimizer.state_dict() | dict(state=state))
 
 # %% ../nbs/06_training.ipynb #c55b8619
+def _seal(tensors, facts):
+    kinds = [(k, str(v.dtype), list(v.shape)) for k, v in sorted(tensors.items())]
+    return f"{zlib.crc32(json.dumps([facts, kinds]).encode(), int(checksum(tensors), 16)):08x}"
+
 def save_state(folder, tensors, **facts):
     "Keep `tensors` and `facts` as the newest state, beside the one before it. RuntimeError if they cannot be written; the older state is then untouched."
     from safetensors.torch import save as to_bytes
-    header = dict(format="ect_nb state 1", facts=json.dumps(facts), checksum=checksum(tensors))
+    header = dict(format="ect_nb state 1", facts=json.dumps(facts), checksum=_seal(tensors, json.dumps(facts)))
     path = folder.path / "state" / f"step-{facts['step']:09d}.safetensors"
     try: checkpoints.write_atomically(path, to_bytes(tensors, header))
     except OSError as e: raise RuntimeError(f"the state could not be saved in {path.parent} ({e.strerror}): the one before it is whole; make room and continue") from e
+    for beyond in folder.states():
+        if beyond > path: beyond.unlink()                                     # damaged, or this state would not have been reached
     for old in folder.states()[:-2]: old.unlink()
 
 def load_state(folder):
@@ -229,7 +236,7 @@ def load_state(folder):
     for path in reversed(folder.states()):
         try:
             with safe_open(path, "pt") as f: header, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
-            if checksum(tensors) != header["checksum"]: raise ValueError("its checksum is wrong")
+            if _seal(tensors, header["facts"]) != header["checksum"]: raise ValueError("its checksum is wrong")
             return tensors, json.loads(header["facts"])
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
             warnings.warn(f"{path} is damaged ({e}): the state before it is used, if there is one", stacklevel=2)
@@ -349,7 +356,7 @@ def _enter(run, stage):
     c, key = run.config, str(stage)
     if c.precision == "auto" and key not in run.chosen:
         x0, t, r, eps = (a[:64] for a in draw(c, run.data, run.step, stage, run.device))
-        errors = residual_errors(run.model, x0, t, r, eps, fast_precisions(run.device))
+        errors = residual_errors(run.model, x0, t, r, eps, [p for p in fast_precisions(run.device) if p == 'tf32' or any(hasattr(m, 'body') for m in run.model.modules())])
         run.chosen[key] = dict(precision=choose_precision(errors), errors=errors)
         if run.folder: write_config(run.folder, run.folder.config() | dict(precision_chosen=run.chosen))
     precision = run.chosen[key]["precision"] if c.precision == "auto" else c.precision
@@ -364,7 +371,7 @@ def _advance(run):
     started, run.whole = time.perf_counter(), False
     loss = train_step(run.config, run.model, run.ema, run.optimizer, run.scaler, run.data, run.step, stage, run.device)
     run.window += torch.stack([loss, torch.ones_like(loss)])
-    run.step, run.whole = run.step + 1, True
+    run.step += 1
     run.seconds += time.perf_counter() - started
     return loss
 
@@ -372,13 +379,18 @@ def _advance(run):
 def _save(run):
     _check(run)
     tensors = pack(model=run.model.state_dict(), ema=run.ema.state_dict(), optimizer=_flat(run.optimizer), window=dict(loss=run.window))
+    if not all(v.isfinite().all() for k, v in tensors.items() if v.is_floating_point()): raise FloatingPointError(f"a weight is not a number any more after {run.images:,} pictures: use a smaller lr; the state before is whole")
     save_state(run.folder, tensors, step=run.step, seconds=run.seconds, stage=run.stage, precision=run.precision, chosen=run.chosen, scaler=run.scaler.state_dict())
     run.saved_step, run.saved_at = run.step, time.monotonic()
 
 def _restore(run, facts):
     open_run(run.folder, facts)
-    if not (found := load_state(run.folder)): return
-    tensors, was = found
+    if found := load_state(run.folder): _take_up(run, *found)
+    records = [r for r in run.folder.records() if round((r.get("kimg") or 0) * 1000) <= run.images]      # later ones will be measured again
+    text = "".join(json.dumps(r) + "\n" for r in records)
+    if (file := run.folder.path / "metrics.jsonl").exists() and file.read_text() != text: checkpoints.write_atomically(file, text.encode())
+
+def _take_up(run, tensors, was):
     run.model.load_state_dict(unpack(tensors, "model")); run.ema.load_state_dict(unpack(tensors, "ema"))
     _unflat(run.optimizer, unpack(tensors, "optimizer"))
     run.window.copy_(tensors["window.loss"])
@@ -387,8 +399,6 @@ def _restore(run, facts):
     if was["scaler"]: run.scaler.load_state_dict(was["scaler"])
     set_precision(run.model, run.precision)
     run.saved_step = run.step
-    records = [r for r in run.folder.records() if r.get("kimg", 0) * 1000 <= run.images]      # later ones will be measured again
-    checkpoints.write_atomically(run.folder.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in records).encode())
 
 def _check(run):
     if not torch.isfinite(run.window).all(): raise FloatingPointError(f"the loss is not a number any more after {run.images:,} pictures: use a smaller lr or precision='float32'; what was saved before is whole")
@@ -400,7 +410,7 @@ def _keep(run):
     if last or run.step % max(1, run.steps // 100) == 0:
         _check(run)
         total, n = run.window.tolist()
-        run.folder.record(metric="loss", value=total / n, kimg=run.images / 1000, stage=run.stage, lr=learning_rate(c, run.images), precision=run.precision, seconds=round(run.seconds, 3), seed=c.seed)
+        run.folder.record(metric="loss", value=total / n, kimg=run.images / 1000, stage=run.stage, lr=learning_rate(c, run.images - c.batch), precision=run.precision, seconds=round(run.seconds, 3), seed=c.seed)
         run.window.zero_()
     crossed = c.snapshot_kimg and run.images // (1000 * c.snapshot_kimg) > (run.images - c.batch) // (1000 * c.snapshot_kimg)
     if last or crossed: _snapshot(run)
@@ -417,31 +427,48 @@ def train(model, data, config=Config(), folder=None, device=None):
     With a `folder` the run can be killed at any moment and continued by the same call, ending with the same weights, bit for bit on a CPU. Stopping it (Ctrl-C,
     `break`, `close`) saves first. A folder that holds another run is refused with a sentence. `device`: that of `model` unless given."""
     _validate(config)
+    _validate_parts(model, data)
     device = torch.device(device) if device else next(model.parameters()).device
     if device.type == "cuda" and not torch.cuda.is_available(): raise ValueError("no CUDA GPU can be used here: pass device='cpu', or check nvidia-smi and the installed torch")
     facts = facts_of(config, model, data)
     live = copy.deepcopy(model).to(device).train().requires_grad_(True)
     return _steps(_begin(live, data.to(device), config, RunFolder(folder) if folder else None, device), facts)
 
+# %% ../nbs/06_training.ipynb #52fe8100
 def _validate(config):
     known = dict(weight=losses.WEIGHTS, metric=losses.METRICS, decay=["constant", "linear", "cosine", "inverse_sqrt"], precision=["float32", "tf32", "bfloat16", "float16", "auto"])
     for name, values in known.items():
         if getattr(config, name) not in values: raise ValueError(f"{name} is {getattr(config, name)!r}; it must be one of {', '.join(values)}")
-    if not hasattr(torch.optim, config.optimizer): raise ValueError(f"torch.optim has no optimiser {config.optimizer!r}; try RAdam or Adam")
-    if config.kimg <= 0 or config.batch < 1 or config.batch % config.accumulate: raise ValueError(f"kimg must be positive and batch ({config.batch}) a multiple of accumulate ({config.accumulate})")
+    kinds = {k for k, v in vars(torch.optim).items() if isinstance(v, type) and {"betas", "foreach"} <= set(inspect.signature(v).parameters)}
+    wrong = {f"optimizer is {config.optimizer!r}; it must be one of {', '.join(sorted(kinds))}": config.optimizer not in kinds,
+             f"kimg is {config.kimg}; it must be a positive number": not 0 < config.kimg < math.inf,
+             f"batch is {config.batch} and accumulate {config.accumulate}; batch must be a multiple of accumulate, both at least 1": config.batch < 1 or config.accumulate < 1 or config.batch % max(config.accumulate, 1) != 0,
+             f"ema is {config.ema}; it must be at least 0 and below 1": not 0 <= config.ema < 1,
+             f"the learning rate lr is {config.lr}; it must be a number, 0 or more": not 0 <= config.lr < math.inf,
+             f"seed is {config.seed}; it must be 0 or more": config.seed < 0,
+             f"mapping is {config.mapping!r}; it must be a SigmoidMapping, a ConstantMapping or None": config.mapping is not None and type(config.mapping).__name__ not in _KINDS}
+    for sentence, is_wrong in wrong.items():
+        if is_wrong: raise ValueError(sentence)
 
-# %% ../nbs/06_training.ipynb #b04f87d0
+def _validate_parts(model, data):
+    if next(iter(model.parameters()), None) is None: raise ValueError("this model has no parameters to train")
+    if not hasattr(data, "batch") and not (torch.is_tensor(data) and data.is_floating_point()): raise ValueError("data must be Pictures or a float tensor (N, …) scaled to [-1, 1]")
+    if not len(data): raise ValueError("data is empty: there is nothing to train on")
+
+# %% ../nbs/06_training.ipynb #7ea9e573
 def _steps(run, facts):
     with lock(run.folder) if run.folder else nullcontext():
         if run.folder: _restore(run, facts)
+        finished = run.step >= run.steps
         try:
             while run.step < run.steps:
                 with _whole_steps() as pressed:
                     loss = _advance(run)
                     if run.folder: _keep(run)
+                    run.whole = True
                 if pressed: raise KeyboardInterrupt
                 yield _progress(run, loss)
-            if run.folder and run.step == run.saved_step: yield _progress(run, run.window[0])
+            if finished: yield _progress(run, run.window[0] * math.nan)
         finally:
             if run.folder and run.whole and run.step > run.saved_step: _save(run)
             set_precision(run.model, "float32")

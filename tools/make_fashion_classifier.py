@@ -7,7 +7,6 @@ Writes the moments of the training pictures' features too, to data/fashion_mnist
 import argparse, os, platform, time
 from pathlib import Path
 import torch
-from torch import nn
 from torch.nn import functional as F
 from ect_nb import checkpoints, data, metrics
 from ect_nb.networks import Classifier
