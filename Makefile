@@ -39,6 +39,7 @@ sync: setup      ## write what is derived: package from notebooks, address, sett
 	.venv/bin/nbdev-export
 	.venv/bin/nbdev-clean
 	$(PY) tools/settings.py
+	$(PY) tools/hero.py
 	$(PY) tools/readme.py
 
 lock: setup      ## write requirements.lock anew with the newest versions
