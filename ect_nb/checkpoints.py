@@ -13,7 +13,7 @@ from torch import nn
 from . import networks
 from .diffusion import Precond
 
-# %% ../nbs/11_checkpoints.ipynb #f4dd1459
+# %% ../nbs/11_checkpoints.ipynb #ca8f1b95
 def write_atomically(path, data):
     "Write the bytes `data` to `path` so that after a crash either the old file stands there or the whole new one. OSError (a full disk, say) leaves the old one."
     path = Path(path)
@@ -36,7 +36,7 @@ def _sync_folder(folder):
     try: os.fsync(handle)
     finally: os.close(handle)
 
-# %% ../nbs/11_checkpoints.ipynb #95377182
+# %% ../nbs/11_checkpoints.ipynb #f72781ac
 BUILDERS = dict(Precond=Precond, UNet=networks.UNet, MLP=networks.MLP, Classifier=networks.Classifier)
 
 def describe(model):
@@ -56,7 +56,7 @@ def build(description):
     try: return BUILDERS[name](**kw)
     except TypeError as e: raise ValueError(f"this version of ect_nb cannot build {name} from {kw}: a newer version wrote it, or it was edited by hand") from e
 
-# %% ../nbs/11_checkpoints.ipynb #f72781ac
+# %% ../nbs/11_checkpoints.ipynb #02304a8b
 def save(model, path, dtype=None, **provenance):
     "Write the weights of `model` with its description and `provenance` (plain data) to the safetensors file `path`, all or nothing; `dtype` casts floats (torch.float16 halves the file)."
     from safetensors.torch import save as to_bytes
@@ -68,7 +68,7 @@ def save(model, path, dtype=None, **provenance):
     write_atomically(path, to_bytes(tensors, header))
     return Path(path)
 
-# %% ../nbs/11_checkpoints.ipynb #78659b4a
+# %% ../nbs/11_checkpoints.ipynb #cf2c9969
 def header(path):
     "The description and provenance of the checkpoint `path` as a dict, without reading the weights. ValueError or FileNotFoundError say what is wrong with it."
     from safetensors import safe_open, SafetensorError
@@ -94,7 +94,7 @@ def _diagnose(path):
     if start[:1] == b"\x80" or start[:2] == b"PK": return f"{path} is a pickle, which can run programs when opened: only .safetensors files are read here"
     return f"{path} is not a whole safetensors file ({size:,} bytes): it was cut short or is of another kind; write or download it again"
 
-# %% ../nbs/11_checkpoints.ipynb #7641b5b4
+# %% ../nbs/11_checkpoints.ipynb #078f50ad
 def load(path, into=None, device=None):
     "The model saved at `path`, in evaluation mode, float32; or its weights put into the model `into`. ValueError names what does not fit."
     from safetensors.torch import load_file

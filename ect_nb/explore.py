@@ -9,7 +9,7 @@ __all__ = ['COLORS', 'show_figure', 'png', 'to_uint8', 'tile', 'images_figure', 
 import base64, io
 import torch
 
-# %% ../nbs/13_explore.ipynb #053e3111
+# %% ../nbs/13_explore.ipynb #6f242647
 COLORS = dict(black="#000000", orange="#E69F00", sky="#56B4E9", green="#009E73", yellow="#F0E442", blue="#0072B2", vermillion="#D55E00", purple="#CC79A7")  # Okabe & Ito 2008
 
 def show_figure(fig, alt, dpi=96):
@@ -26,7 +26,7 @@ def png(fig, dpi=96):
     fig.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
     return Image(data=buffer.getvalue(), format="png")
 
-# %% ../nbs/13_explore.ipynb #035e8595
+# %% ../nbs/13_explore.ipynb #29b80dd3
 def to_uint8(x):
     "Pictures `x` (B, C, H, W) in [-1, 1] as uint8 (B, H, W, C); values beyond are clipped."
     return (x.detach().float().cpu() * 127.5 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1)
@@ -42,7 +42,7 @@ def tile(x, ncol=8, pad=1):
         sheet[y:y + H, z:z + W] = p[i]
     return sheet.numpy()
 
-# %% ../nbs/13_explore.ipynb #69fad74f
+# %% ../nbs/13_explore.ipynb #45b08f63
 def images_figure(rows, ncol=8, zoom=2, titles=None):
     "A matplotlib figure of pictures (B, C, H, W) in [-1, 1], or of a list of such batches one below the other with `titles`, enlarged `zoom` times."
     import matplotlib.pyplot as plt
@@ -62,7 +62,7 @@ def show_images(rows, alt, ncol=8, zoom=2, titles=None):
     "Display `images_figure(rows, …)` with `alt` text."
     show_figure(images_figure(rows, ncol, zoom, titles), alt)
 
-# %% ../nbs/13_explore.ipynb #7820a4c6
+# %% ../nbs/13_explore.ipynb #5be976c7
 class Live:
     "A place on the page for one figure: `show(fig, alt)` puts it there in place of the one before."
     def __init__(self): self.handle = None
