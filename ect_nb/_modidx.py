@@ -215,6 +215,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ect_nb.training._parse': ('training.html#_parse', 'ect_nb/training.py'),
                                  'ect_nb.training._progress': ('training.html#_progress', 'ect_nb/training.py'),
                                  'ect_nb.training._restore': ('training.html#_restore', 'ect_nb/training.py'),
+                                 'ect_nb.training._room': ('training.html#_room', 'ect_nb/training.py'),
                                  'ect_nb.training._save': ('training.html#_save', 'ect_nb/training.py'),
                                  'ect_nb.training._scaler': ('training.html#_scaler', 'ect_nb/training.py'),
                                  'ect_nb.training._seal': ('training.html#_seal', 'ect_nb/training.py'),

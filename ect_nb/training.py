@@ -356,7 +356,7 @@ def _enter(run, stage):
     c, key = run.config, str(stage)
     if c.precision == "auto" and key not in run.chosen:
         x0, t, r, eps = (a[:64] for a in draw(c, run.data, run.step, stage, run.device))
-        errors = residual_errors(run.model, x0, t, r, eps, [p for p in fast_precisions(run.device) if p == 'tf32' or any(hasattr(m, 'body') for m in run.model.modules())])
+        errors = residual_errors(run.model, x0, t, r, eps, [p for p in fast_precisions(run.device) if p == "tf32" or any(hasattr(m, "body") for m in run.model.modules())])
         run.chosen[key] = dict(precision=choose_precision(errors), errors=errors)
         if run.folder: write_config(run.folder, run.folder.config() | dict(precision_chosen=run.chosen))
     precision = run.chosen[key]["precision"] if c.precision == "auto" else c.precision
@@ -457,6 +457,7 @@ def _validate_parts(model, data):
 
 # %% ../nbs/06_training.ipynb #7ea9e573
 def _steps(run, facts):
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     with lock(run.folder) if run.folder else nullcontext():
         if run.folder: _restore(run, facts)
         finished = run.step >= run.steps
@@ -464,7 +465,8 @@ def _steps(run, facts):
             while run.step < run.steps:
                 with _whole_steps() as pressed:
                     loss = _advance(run)
-                    if run.folder: _keep(run)
+                    if run.folder:
+                        with _room(run.folder): _keep(run)
                     run.whole = True
                 if pressed: raise KeyboardInterrupt
                 yield _progress(run, loss)
@@ -472,6 +474,12 @@ def _steps(run, facts):
         finally:
             if run.folder and run.whole and run.step > run.saved_step: _save(run)
             set_precision(run.model, "float32")
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+
+@contextmanager
+def _room(folder):
+    try: yield
+    except OSError as e: raise RuntimeError(f"{folder.path} cannot be written to ({e.strerror}): what was saved before is whole; make room and continue") from e
 
 def _progress(run, loss):
     lr = learning_rate(run.config, run.images - run.config.batch)
