@@ -157,12 +157,13 @@ class Nursery:
 NURSERY = Nursery() if hasattr(os, "fork") and sys.platform == "linux" else None
 real_processes = pytest.mark.skipif(NURSERY is None, reason="needs fork, signals and /proc")
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    before = torch.get_num_threads()
+    "Bits are compared between this process and its children, which have one thread each."
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
