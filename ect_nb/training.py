@@ -420,6 +420,11 @@ def _snapshot(run):
     path = run.folder.path / "snapshots" / f"kimg-{run.images // 1000:06d}.safetensors"
     checkpoints.save(run.ema, path, run=run.folder.path.name, images=run.images, seconds=round(run.seconds, 1), device=device_name(run.device), config=to_json(run.config), software=f"torch {torch.__version__}")
 
+@contextmanager
+def _room(folder):
+    try: yield
+    except OSError as e: raise RuntimeError(f"{folder.path} cannot be written to ({e.strerror}): what was saved before is whole; make room and continue") from e
+
 # %% ../nbs/06_training.ipynb #822c10f2
 def train(model, data, config=Config(), folder=None, device=None):
     """Train a copy of `model` on `data` (`Pictures`, or a float tensor (N, …)) as `config` says; a generator that yields a `Progress` after each step.
@@ -475,11 +480,6 @@ def _steps(run, facts):
             if run.folder and run.whole and run.step > run.saved_step: _save(run)
             set_precision(run.model, "float32")
             torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
-
-@contextmanager
-def _room(folder):
-    try: yield
-    except OSError as e: raise RuntimeError(f"{folder.path} cannot be written to ({e.strerror}): what was saved before is whole; make room and continue") from e
 
 def _progress(run, loss):
     lr = learning_rate(run.config, run.images - run.config.batch)
