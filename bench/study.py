@@ -1,0 +1,103 @@
+"""Try settings of the shipped start and of 00's recipe; each trial appends a line to bench/study.jsonl, and `table` writes bench/study.md from it.
+
+usage: python bench/study.py start "model_channels=48, channel_mult=(1, 2), lr=2e-3" --minutes 6
+       python bench/study.py tune "batch=16, lr=2e-3" --seeds 0 1 2
+       python bench/study.py table
+"""
+import argparse, ast, json, platform, time
+from pathlib import Path
+import torch
+from ect_nb import checkpoints, data, metrics
+from ect_nb.diffusion import Precond, denoising_loss, heun, karras_times
+from ect_nb.networks import UNet
+from ect_nb.sampling import sample
+from ect_nb.schedules import ConstantMapping, LogNormal, SigmoidMapping, Stages
+from ect_nb.training import Config, checksum, train
+
+HERE = Path(__file__).parent
+NETWORK = dict(resolution=28, channels=1, patch=2, model_channels=32, channel_mult=(1, 3), num_blocks=1, attention=(7,))
+START = dict(batch=64, lr=1e-3, warmup_kimg=5, ema=0.999, precision="auto")
+RECIPE = dict(kimg=16, batch=32, lr=1e-3, ema=0.99, c=0.03, stages=Stages(start=3), precision="auto")
+TIMES = (0.8, 1.5, 2.0, 2.5, 4.0)
+WORDS = dict(Stages=Stages, SigmoidMapping=SigmoidMapping, ConstantMapping=ConstantMapping, LogNormal=LogNormal)
+
+
+def settings(text):
+    "'batch=16, stages=Stages(2)' as a dict: literals and the schedule classes of the kit, nothing else."
+    call = ast.parse(f"f({text})", mode="eval").body
+    def value(node):
+        if isinstance(node, ast.Call): return WORDS[node.func.id](*map(value, node.args), **{k.arg: value(k.value) for k in node.keywords})
+        return ast.literal_eval(node)
+    return {k.arg: value(k.value) for k in call.keywords}
+
+
+def write(**line):
+    line |= dict(device=f"cpu {platform.machine()}, {torch.get_num_threads()} thread(s)", torch=torch.__version__)
+    with (HERE / "study.jsonl").open("a") as f: f.write(json.dumps(line) + "\n")
+    print(json.dumps(line), flush=True)
+
+
+class Judge:
+    "Distances of samples from fixed noise to the training pictures, in the features of the kit's classifier."
+    def __init__(self, wardrobe, n):
+        self.eye, self.n = metrics.small_features(), n
+        self.target = metrics.reference(wardrobe, self.eye)
+        self.z = torch.randn(n, 1, 28, 28, generator=torch.Generator().manual_seed(7))
+
+    def __call__(self, draw):
+        x = torch.cat([draw(z) for z in self.z.split(250)])
+        return round(metrics.distance(metrics.features(self.eye, x), self.target).value, 2)
+
+    def few(self, model):
+        "One step, and two at each of `TIMES`."
+        two = lambda t: self(lambda z: sample(model, z, (80.0, t), torch.Generator().manual_seed(4)))
+        return {"one": self(lambda z: sample(model, z))} | {f"two at {t}": two(t) for t in TIMES}
+
+
+def trial_start(text, wardrobe, minutes, seed):
+    "Train a diffusion model for about `minutes`; its loss on test pictures (fixed noise) and the distance of its 18-step Heun samples."
+    chosen = settings(text)
+    network = NETWORK | {k: chosen.pop(k) for k in list(chosen) if k in NETWORK}
+    torch.manual_seed(seed)
+    model = Precond(UNet(**network), sigma_data=0.5)
+    warm = train(model, wardrobe, Config.diffusion(**START | chosen | dict(kimg=1e6, seed=seed)))
+    for _ in range(3): next(warm)
+    began = time.perf_counter()
+    for _ in range(10): p = next(warm)
+    config = Config.diffusion(**START | chosen | dict(kimg=round(minutes * 60 * 10 * p.images / p.step / (time.perf_counter() - began) / 1000), seed=seed))
+    for p in train(model, wardrobe, config): pass
+    test = data.load("fashion_mnist_20k", split="test").batch(torch.arange(2000))
+    g = torch.Generator().manual_seed(0)
+    t, eps = LogNormal(-1.2, 1.2).sample(2000, g), torch.randn(test.shape, generator=g)
+    with torch.no_grad(): loss = torch.cat([denoising_loss(p.ema, x, s, e) for x, s, e in zip(test.split(250), t.split(250), eps.split(250))]).mean()
+    size = sum(a.numel() for a in model.parameters())
+    write(study="start", settings=text, seed=seed, parameters=size, kimg=config.kimg, seconds=round(p.seconds), test_loss=round(float(loss), 3), heun=Judge(wardrobe, 500)(lambda z: heun(p.ema, 80 * z, karras_times(18))), n=500)
+
+
+def trial_tune(text, wardrobe, start, seed, judge):
+    "Tune the start; distances after one and two steps."
+    config = Config(**RECIPE | settings(text) | dict(seed=seed))
+    for p in train(start, wardrobe, config): pass
+    write(study="tune", settings=text, seed=seed, start=checksum(start.state_dict()), kimg=config.kimg, steps=p.step, seconds=round(p.seconds), precision=p.precision, n=judge.n, **judge.few(p.ema))
+
+
+def main():
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("study", choices=["start", "tune", "untuned", "table"])
+    args.add_argument("settings", nargs="*")
+    args.add_argument("--minutes", type=float, default=6)
+    args.add_argument("--seeds", type=int, nargs="+", default=[0])
+    args.add_argument("--start", default=None)
+    args = args.parse_args()
+    wardrobe = data.load("fashion_mnist_20k")
+    if args.study == "start":
+        for text in args.settings:
+            for seed in args.seeds: trial_start(text, wardrobe, args.minutes, seed)
+        return
+    start, judge = checkpoints.load(args.start or data.find("fashion_mnist_diffusion.safetensors")), Judge(wardrobe, 1000)
+    if args.study == "untuned": write(study="untuned", start=checksum(start.state_dict()), n=judge.n, heun=judge(lambda z: heun(start, 80 * z, karras_times(18))), **judge.few(start))
+    for text in args.settings:
+        for seed in args.seeds: trial_tune(text, wardrobe, start, seed, judge)
+
+
+if __name__ == "__main__": main()
