@@ -1,6 +1,6 @@
 """Try settings of the shipped start and of 00's recipe; each trial appends a line to bench/study.jsonl, and `table` writes bench/study.md from it.
 
-usage: python bench/study.py start "model_channels=48, channel_mult=(1, 2), lr=2e-3" --minutes 6
+usage: python bench/study.py start "model_channels=48, channel_mult=(1, 2), lr=2e-3" --kimg 60
        python bench/study.py tune "batch=16, lr=2e-3" --seeds 0 1 2
        python bench/study.py table
 """
@@ -18,7 +18,12 @@ HERE = Path(__file__).parent
 NETWORK = dict(resolution=28, channels=1, patch=2, model_channels=32, channel_mult=(1, 3), num_blocks=1, attention=(7,))
 START = dict(batch=64, lr=1e-3, warmup_kimg=5, ema=0.999, precision="auto")
 RECIPE = dict(kimg=16, batch=32, lr=1e-3, ema=0.99, c=0.03, stages=Stages(start=3), precision="auto")
-TIMES = (0.8, 1.5, 2.0, 2.5, 4.0)
+TIMES = (0.8, 1.5, 2.5)
+TEXT = """# How the start and the recipe of 00 were chosen
+
+Written by `python bench/study.py table` from `study.jsonl`; each line is one run of the command in `study.py`'s first lines. Distances are Fréchet distances to the
+training pictures in 64 features of the kit's classifier (`n` samples from one fixed noise; not FID), `one` and `two at t` are one and two evaluations with the
+intermediate time t. What a line does not name is as in `START`, `NETWORK` and `RECIPE` in `study.py`. Most lines are one seed: differences of a tenth say little."""
 WORDS = dict(Stages=Stages, SigmoidMapping=SigmoidMapping, ConstantMapping=ConstantMapping, LogNormal=LogNormal)
 
 
@@ -54,24 +59,21 @@ class Judge:
         return {"one": self(lambda z: sample(model, z))} | {f"two at {t}": two(t) for t in TIMES}
 
 
-def trial_start(text, wardrobe, minutes, seed):
-    "Train a diffusion model for about `minutes`; its loss on test pictures (fixed noise) and the distance of its 18-step Heun samples."
+def trial_start(text, wardrobe, kimg, seed):
+    "Train a diffusion model on `kimg` thousand pictures; its loss on test pictures (fixed noise), the distance of its 18-step Heun samples, and what it cost."
     chosen = settings(text)
     network = NETWORK | {k: chosen.pop(k) for k in list(chosen) if k in NETWORK}
     torch.manual_seed(seed)
     model = Precond(UNet(**network), sigma_data=0.5)
-    warm = train(model, wardrobe, Config.diffusion(**START | chosen | dict(kimg=1e6, seed=seed)))
-    for _ in range(3): next(warm)
-    began = time.perf_counter()
-    for _ in range(10): p = next(warm)
-    config = Config.diffusion(**START | chosen | dict(kimg=round(minutes * 60 * 10 * p.images / p.step / (time.perf_counter() - began) / 1000), seed=seed))
-    for p in train(model, wardrobe, config): pass
+    began = time.process_time()
+    for p in train(model, wardrobe, Config.diffusion(**START | dict(kimg=kimg, seed=seed) | chosen)): pass
+    cost = time.process_time() - began
     test = data.load("fashion_mnist_20k", split="test").batch(torch.arange(2000))
     g = torch.Generator().manual_seed(0)
     t, eps = LogNormal(-1.2, 1.2).sample(2000, g), torch.randn(test.shape, generator=g)
     with torch.no_grad(): loss = torch.cat([denoising_loss(p.ema, x, s, e) for x, s, e in zip(test.split(250), t.split(250), eps.split(250))]).mean()
     size = sum(a.numel() for a in model.parameters())
-    write(study="start", settings=text, seed=seed, parameters=size, kimg=config.kimg, seconds=round(p.seconds), test_loss=round(float(loss), 3), heun=Judge(wardrobe, 500)(lambda z: heun(p.ema, 80 * z, karras_times(18))), n=500)
+    write(study="start", settings=text, seed=seed, parameters=size, kimg=p.images / 1000, cpu_seconds=round(cost), test_loss=round(float(loss), 2), heun=Judge(wardrobe, 500)(lambda z: heun(p.ema, 80 * z, karras_times(18))), n=500)
 
 
 def trial_tune(text, wardrobe, start, seed, judge):
@@ -81,18 +83,30 @@ def trial_tune(text, wardrobe, start, seed, judge):
     write(study="tune", settings=text, seed=seed, start=checksum(start.state_dict()), kimg=config.kimg, steps=p.step, seconds=round(p.seconds), precision=p.precision, n=judge.n, **judge.few(p.ema))
 
 
+def tables():
+    "bench/study.md: the trials of study.jsonl, grouped as they were run."
+    lines = [json.loads(l) for l in (HERE / "study.jsonl").read_text().splitlines()]
+    parts = [TEXT]
+    for title, study in (("The start", "start"), ("Untuned", "untuned"), ("The recipe", "tune")):
+        here = [l for l in lines if l["study"] == study]
+        keys = [k for k in dict.fromkeys(k for l in here for k in l) if k not in ("study", "device", "torch")]
+        parts.append(f"## {title}\n\n" + "\n".join(["| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)] + ["| " + " | ".join(str(l.get(k, "")) for k in keys) + " |" for l in here]))
+    (HERE / "study.md").write_text("\n\n".join(parts) + "\n")
+
+
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("study", choices=["start", "tune", "untuned", "table"])
     args.add_argument("settings", nargs="*")
-    args.add_argument("--minutes", type=float, default=6)
+    args.add_argument("--kimg", type=float, default=60, help="pictures of a start's trial, in thousands")
     args.add_argument("--seeds", type=int, nargs="+", default=[0])
     args.add_argument("--start", default=None)
     args = args.parse_args()
+    if args.study == "table": return tables()
     wardrobe = data.load("fashion_mnist_20k")
     if args.study == "start":
         for text in args.settings:
-            for seed in args.seeds: trial_start(text, wardrobe, args.minutes, seed)
+            for seed in args.seeds: trial_start(text, wardrobe, args.kimg, seed)
         return
     start, judge = checkpoints.load(args.start or data.find("fashion_mnist_diffusion.safetensors")), Judge(wardrobe, 1000)
     if args.study == "untuned": write(study="untuned", start=checksum(start.state_dict()), n=judge.n, heun=judge(lambda z: heun(start, 80 * z, karras_times(18))), **judge.few(start))

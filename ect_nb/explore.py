@@ -163,7 +163,7 @@ class FlowPicture:
         self.figure.canvas.draw()
         self.still = self.figure.canvas.copy_from_bbox(self.figure.bbox)
 
-# %% ../nbs/13_explore.ipynb #00aad462
+# %% ../nbs/13_explore.ipynb #c333cd0f
 def _flow_axes(mixture, dpi=130):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -173,7 +173,7 @@ def _flow_axes(mixture, dpi=130):
     z, levels = torch.linspace(-2.4, 2.4, 25, dtype=torch.float64), torch.logspace(math.log10(80), math.log10(0.002), 60, dtype=torch.float64)
     paths = mixture.transport((80 * z).repeat_interleave(60)[:, None], torch.tensor(80.0, dtype=torch.float64), levels.repeat(25)).view(25, 60)
     left.plot(levels, natural(paths, levels).T, color=COLORS["sky"], lw=0.7, alpha=0.7)
-    left.set(xscale="log", xlim=(80, 0.002), ylim=(-2.6, 2.6), xlabel="noise level t", ylabel="x, at its natural size")
+    left.set(xscale="log", xlim=(80, 0.002), ylim=(-2.6, 2.6), xlabel="noise level t, falling", ylabel="x, at its natural size")
     grid = torch.linspace(-2.6, 2.6, 400, dtype=torch.float64)
     density = mixture.log_prob(grid[:, None], 0.0).exp()
     right.fill_betweenx(grid, density / density.max(), color="0.85", lw=0, label="data")

@@ -1,0 +1,309 @@
+"""The panels of `explore` in a real JupyterLab in a real Chromium, worked by keyboard and mouse as a reader does.
+
+Without Chromium these tests are skipped; with ECT_NB_BROWSER=required, as .ci/run sets it, they fail instead. Screenshots go to out/browser."""
+import json, math, os, re, shutil, signal, socket, subprocess, sys, time, urllib.request
+from pathlib import Path
+import nbformat, pytest, torch
+from nbformat.v4 import new_code_cell, new_notebook
+from ect_nb.analytic import GaussianMixture
+
+ROOT = Path(__file__).resolve().parent.parent
+PICTURES = ROOT/"out"/"browser"
+WAIT = 120                        # seconds at most for any one thing; every wait ends when the thing is there
+NAMES = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
+LAB = dict(JUPYTER_CONFIG_DIR="config", JUPYTER_DATA_DIR="data", JUPYTER_RUNTIME_DIR="runtime", JUPYTERLAB_SETTINGS_DIR="settings", JUPYTERLAB_WORKSPACES_DIR="workspaces", IPYTHONDIR="ipython")
+
+# The notebook: both panels, a cell that says where the run stands, a cell that takes the pictures away once training has begun
+
+MIXTURE = "GaussianMixture([[-1.1], [0.1], [1.2]], [0.12, 0.05, 0.08], [0.40, 0.25, 0.35])"
+BATCH, TOTAL = 16, 320_000        # more than can be seen before Stop is pressed
+CELLS = [f"""import torch
+from ect_nb import data
+from ect_nb.analytic import GaussianMixture
+from ect_nb.diffusion import Precond
+from ect_nb.explore import Tuning, flow_panel, show_panel, tuning_panel
+from ect_nb.networks import UNet
+from ect_nb.schedules import Stages
+from ect_nb.training import Config
+mixture = {MIXTURE}
+
+def half(x, t):
+    if (t < 0.02).any(): raise ValueError("this model knows nothing below t = 0.02")
+    return x / (1 + t**2) ** 0.5 / 2
+
+show_panel(flow_panel(mixture, {{"the denoiser": mixture.denoise, "the halving": half}}, x=0.6, t=8.0))""",
+f"""class Fragile(data.Pictures):
+    broken = False
+    def batch(self, *a):
+        if self.broken: raise OSError("the pictures are gone")
+        return super().batch(*a)
+
+torch.set_num_threads(1); torch.manual_seed(0)
+pictures = data.load("fashion_mnist_20k")
+fragile = Fragile(pictures.images, name="fragile")
+start = Precond(UNet(28, 1, 8, (1,), num_blocks=1, attention=(), patch=4))
+config = Config(kimg={TOTAL // 1000}, batch={BATCH}, lr=1e-3, ema=0.9, c=0.03, stages=Stages(start=3))
+tuning = Tuning(start, fragile, config, torch.randn(16, 1, 28, 28), n_looks=1000)
+show_panel(tuning_panel(tuning))""",
+"""print(tuning.images, tuning.model is start, float(sum(p.abs().sum() for p in tuning.model.parameters())))""",
+"""fragile.broken = tuning.images > 0; print(fragile.broken)"""]
+
+# What it takes: Chromium, JupyterLab, one page
+
+def find_chromium():
+    "Path of a Chromium or Chrome on PATH, else of the one that playwright keeps, else None."
+    if found := next(filter(None, map(shutil.which, NAMES)), None): return found
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p: own = p.chromium.executable_path
+    return own if Path(own).exists() else None
+
+def chromium():
+    "As `find_chromium`; where there is none the test is skipped, or fails if ECT_NB_BROWSER=required."
+    if found := find_chromium(): return found
+    give_up = pytest.fail if os.environ.get("ECT_NB_BROWSER") == "required" else pytest.skip
+    give_up("no Chromium was found to test the panels in: install one (Debian: apt-get install chromium; elsewhere: .venv/bin/playwright install chromium)")
+
+def furnish(home):
+    "A folder for a JupyterLab of its own: notebook, quiet settings, and the environment in which nothing of the user's is read or written."
+    for name in ("work", *LAB.values()): (home/name).mkdir()
+    news = home/"settings"/"@jupyterlab"/"apputils-extension"/"notification.jupyterlab-settings"
+    news.parent.mkdir(parents=True)
+    news.write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    kernel = dict(display_name="Python 3", language="python", name="python3")
+    nbformat.write(new_notebook(cells=[new_code_cell(c) for c in CELLS], metadata=dict(kernelspec=kernel)), home/"work"/"panels.ipynb")
+    mine = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "IPYTHON"))}
+    return mine | {k: str(home/v) for k, v in LAB.items()} | dict(JUPYTER_PREFER_ENV_PATH="1", OMP_NUM_THREADS="1")   # the kernel of this Python
+
+def free_port():
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); return s.getsockname()[1]
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "The address of JupyterLab with its token in it."
+    home = tmp_path_factory.mktemp("lab")
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={free_port()}",
+               f"--ServerApp.root_dir={home/'work'}", "--LabApp.extension_manager=readonly"]
+    with (home/"log.txt").open("w") as log: server = subprocess.Popen(command, env=furnish(home), cwd=home, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try: yield address(home, server)
+    finally: stop(server)
+
+def address(home, server):
+    "Where the server says it listens, once it answers."
+    end = time.monotonic() + WAIT
+    while time.monotonic() < end and server.poll() is None:
+        for file in (home/"runtime").glob("jpserver-*.json"):
+            try:
+                facts = json.loads(file.read_text())
+                urllib.request.urlopen(facts["url"] + "api", timeout=5).close()
+                return facts["url"] + "lab/tree/panels.ipynb?token=" + facts["token"]
+            except (OSError, ValueError): pass                    # not yet
+        time.sleep(0.1)
+    pytest.fail("JupyterLab did not start:\n" + (home/"log.txt").read_text())
+
+def stop(server):
+    "End the server, which ends its kernels."
+    server.terminate()
+    try: server.wait(20)
+    except subprocess.TimeoutExpired: os.killpg(server.pid, signal.SIGKILL); server.wait()
+
+@pytest.fixture(scope="module")
+def page(request):
+    "The notebook in the browser, all cells run; `page.heard` is what the page complained of and whom it asked."
+    path = chromium()
+    from playwright.sync_api import expect, sync_playwright
+    url = request.getfixturevalue("lab")
+    expect.set_options(timeout=WAIT * 1000)
+    shutil.rmtree(PICTURES, ignore_errors=True); PICTURES.mkdir(parents=True)
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        try:
+            page = browser.new_page(viewport=dict(width=1280, height=1400))
+            page.set_default_timeout(WAIT * 1000)
+            page.heard = []
+            page.on("console", lambda m: page.heard.append((m.type, m.text)))
+            page.on("pageerror", lambda e: page.heard.append(("error", str(e))))
+            page.on("request", lambda r: page.heard.append(("request", r.url)))
+            page.lab = url
+            page.goto(url)
+            try: run_all(page)
+            except BaseException: page.screenshot(path=PICTURES/"failed.png"); raise
+            yield page
+        finally: browser.close()
+
+def run_all(page):
+    page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for()
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    failed = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
+    page.locator(".jp-InputPrompt").get_by_text(f"[{len(CELLS)}]:").or_(failed).wait_for()
+    assert not failed.count(), failed.inner_text()
+    for i in (FLOW, TUNING): cell(page, i).locator(".ect-readout").wait_for()
+
+# A reader's hands and eyes
+
+FLOW, TUNING, STATE, BREAK = range(4)
+
+def cell(page, i): return page.locator(".jp-CodeCell").nth(i)
+def panel(page, i): return cell(page, i).locator(".jp-OutputArea-output > .widget-vbox")
+def readout(page, i): return cell(page, i).locator(".ect-readout").inner_text()
+def button(page, name): return panel(page, TUNING).get_by_role("button", name=name, exact=True)
+def alert(page, i): return panel(page, i).get_by_role("alert")
+def picture(page, i): return panel(page, i).get_by_role("img")
+
+def until(page, true, there):
+    "Wait until `true()` holds; if it never does, fail with what `there()` is instead."
+    end = time.monotonic() + WAIT
+    while not true():
+        if time.monotonic() > end: page.screenshot(path=PICTURES/"failed.png"); pytest.fail(f"after {WAIT} s there is still only {there()!r}")
+        page.wait_for_timeout(30)
+
+def press(page, name, *keys):
+    "Press `keys` on the slider called `name`, which must not lose the focus to the notebook."
+    slider = panel(page, FLOW).locator(".widget-slider").filter(has=page.get_by_text(name, exact=True)).get_by_role("slider")
+    for key in keys:
+        slider.press(key)
+        assert slider.evaluate("e => e === document.activeElement"), f"{key} moved the focus away from slider {name}"
+
+def run_cell(page, i):
+    "Run cell `i` with Shift+Enter and return the words it printed."
+    prompt = cell(page, i).locator(".jp-InputPrompt")
+    before = prompt.inner_text()
+    cell(page, i).locator(".cm-content").click()
+    page.keyboard.press("Shift+Enter")
+    until(page, lambda: re.fullmatch(r"\[\d+\]:", prompt.inner_text()) and prompt.inner_text() != before, prompt.inner_text)
+    return cell(page, i).locator(".jp-OutputArea-output").inner_text().split()
+
+def seen(page): return int(re.match(r"([\d,]+) of 320,000 pictures", readout(page, TUNING))[1].replace(",", ""))
+
+def rises(page, above): until(page, lambda: seen(page) > above, lambda: readout(page, TUNING))
+
+def pause(page):
+    "Pause, and return the number of pictures at which the run came to rest."
+    button(page, "Pause").click()
+    until(page, button(page, "Pause").is_disabled, lambda: "a Pause button that can be pressed")
+    return seen(page)
+
+def answers(x, t):
+    "What the flow panel must say at `x` (at its natural size) and `t`: path end, denoiser, halving."
+    at = torch.tensor([[x * math.sqrt(1 + t**2)]], dtype=torch.float64)
+    mixture = eval(MIXTURE)
+    return [float(mixture.exact_map(at, t)), float(mixture.denoise(at, t)), x / 2]
+
+def says(page, x, t):
+    "Wait until the flow panel says so, to the two digits it gives (and float32); its picture has the same words for those who do not see it."
+    said = lambda text: [float(v) for v in re.findall(r"(?:ends at|says) (-?\d+\.\d\d)", text)]
+    until(page, lambda: said(readout(page, FLOW)) == pytest.approx(answers(x, t), abs=0.0055), lambda: f"{readout(page, FLOW)} where {answers(x, t)} is right")
+    until(page, lambda: said(picture(page, FLOW).get_attribute("alt")) == said(readout(page, FLOW)), lambda: picture(page, FLOW).get_attribute("alt"))
+
+# The tests
+
+def test_no_chromium(monkeypatch, tmp_path):
+    "Without a browser: skipped with a sentence that helps, or failed where it is required. (Before the others: playwright cannot look twice at once.)"
+    monkeypatch.setenv("PATH", str(tmp_path)); monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path))
+    monkeypatch.delenv("ECT_NB_BROWSER", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="apt-get install chromium"): chromium()
+    monkeypatch.setenv("ECT_NB_BROWSER", "required")
+    with pytest.raises(pytest.fail.Exception, match="apt-get install chromium"): chromium()
+
+@pytest.mark.parametrize("there", [True, False])
+def test_ci_requires_the_browser(there, tmp_path):
+    "`.ci/run` asks apt-get for a browser where none is, and runs `make test` with the browser required."
+    stub = '#!/bin/sh\necho "${0##*/} $* $ECT_NB_BROWSER" >> "' + str(tmp_path/"log") + '"\n'
+    (tmp_path/"bin").mkdir()
+    for name in ["apt-get", "git", "make", "python3"] + ["chromium"] * there: (tmp_path/"bin"/name).write_text(stub); (tmp_path/"bin"/name).chmod(0o755)
+    (tmp_path/"bin"/"dirname").symlink_to(shutil.which("dirname"))
+    run = subprocess.run([shutil.which("bash"), ROOT/".ci"/"run"], env=dict(PATH=str(tmp_path/"bin")), capture_output=True, text=True, check=True)
+    log = (tmp_path/"log").read_text()
+    assert "make test required\n" in log
+    assert there == ("chromium" not in run.stdout) == ("chromium" not in log)
+
+def test_sliders(page):
+    "Both sliders by keyboard, from end to end; every number agrees with the closed form, and nothing jumps."
+    press(page, "t", "End"); press(page, "x", "Home"); says(page, -2.4, 80)
+    press(page, "x", "End"); says(page, 2.4, 80)
+    picture(page, FLOW).evaluate("i => i.decode()")
+    height, before = panel(page, FLOW).bounding_box(), picture(page, FLOW).get_attribute("src")
+    press(page, "t", "Home", *["PageUp"] * 10); says(page, 2.4, 0.1)
+    press(page, "t", *["PageUp"] * 10, "ArrowRight", "ArrowRight", "ArrowUp", "ArrowLeft"); says(page, 2.4, 10**0.04)
+    press(page, "x", "Home", *["PageUp"] * 12, "ArrowRight", "PageUp", "PageDown", "ArrowRight", "ArrowDown"); says(page, -1.18, 10**0.04)
+    picture(page, FLOW).evaluate("i => i.decode()")
+    assert panel(page, FLOW).bounding_box() == height and picture(page, FLOW).get_attribute("src") != before
+
+def test_flow_error(page):
+    "A model that raises is reported in the panel, which lives on."
+    press(page, "t", "Home")
+    until(page, lambda: alert(page, FLOW).count(), lambda: "no alert")
+    assert "knows nothing below t = 0.02" in alert(page, FLOW).inner_text()
+    panel(page, FLOW).screenshot(path=PICTURES/"flow-error.png")
+    press(page, "x", "Home"); press(page, "t", *["PageUp"] * 5)
+    says(page, -2.4, 10**-1.5)
+    assert not alert(page, FLOW).count()
+
+def test_buttons(page):
+    "Start, a cell run meanwhile, pause, single steps, on again, stop, reset."
+    from playwright.sync_api import expect
+    enabled = lambda: set(panel(page, TUNING).get_by_role("button", disabled=False).all_inner_texts())
+    assert seen(page) == 0 and enabled() == {"Start", "Step"}
+    untuned = run_cell(page, STATE)
+    assert untuned[:2] == ["0", "True"]
+    button(page, "Start").click(); rises(page, 0)
+    images, fresh, weights = run_cell(page, STATE)              # answered between two steps
+    assert int(images) > 0 and fresh == "False" and weights != untuned[2]
+    rises(page, int(images))
+    until(page, lambda: re.search(r"after (?!0 of)[\d,]+ of 320,000 pictures", picture(page, TUNING).get_attribute("alt")), lambda: picture(page, TUNING).get_attribute("alt"))
+    panel(page, TUNING).screenshot(path=PICTURES/"tuning-running.png")
+    n = pause(page)
+    assert enabled() == {"Start", "Step", "Stop", "Reset"}
+    for key in ("click", "Enter", "Space"):                     # exactly one batch more each time: the run did rest
+        button(page, "Step").click() if key == "click" else button(page, "Step").press(key)
+        rises(page, n)
+        assert seen(page) == (n := n + BATCH)
+    button(page, "Start").click(); rises(page, n)
+    button(page, "Stop").click()
+    expect(panel(page, TUNING)).to_contain_text("stopped")
+    until(page, lambda: enabled() == {"Reset"}, enabled)
+    kept, again = run_cell(page, STATE), run_cell(page, STATE)
+    assert kept == again and int(kept[0]) == seen(page) > n and kept[1] == "False" and kept[2] != untuned[2]
+    button(page, "Reset").click()
+    until(page, lambda: seen(page) == 0 and enabled() == {"Start", "Step"}, lambda: (readout(page, TUNING), enabled()))
+    assert run_cell(page, STATE) == untuned
+
+def test_tuning_error(page):
+    "Training that fails is reported in the panel; after Reset, and a repair, it runs again."
+    button(page, "Start").click(); rises(page, 0); pause(page)
+    assert run_cell(page, BREAK) == ["True"]
+    button(page, "Start").click()
+    until(page, lambda: alert(page, TUNING).count(), lambda: "no alert")
+    assert "the pictures are gone" in alert(page, TUNING).inner_text()
+    panel(page, TUNING).screenshot(path=PICTURES/"tuning-error.png")
+    button(page, "Reset").click()
+    until(page, lambda: seen(page) == 0 and not alert(page, TUNING).count(), lambda: readout(page, TUNING))
+    assert run_cell(page, BREAK) == ["False"]
+    button(page, "Start").click(); rises(page, 0); pause(page)
+    assert not alert(page, TUNING).count()
+
+@pytest.mark.parametrize("width", [1280, 700])
+def test_layout(page, width):
+    "Nothing is cut or sticks out, in a window 1280 pixels wide and where the output is 700 wide as in Colab."
+    page.set_viewport_size(dict(width=1280, height=1400))
+    output = cell(page, FLOW).locator(".jp-OutputArea-output")
+    if width == 700:
+        page.set_viewport_size(dict(width=int(1280 - output.bounding_box()["width"] + 700), height=1400))
+        until(page, lambda: abs(output.bounding_box()["width"] - 700) < 2, output.bounding_box)
+    for i, name in ((FLOW, "flow"), (TUNING, "tuning")):
+        picture(page, i).evaluate("i => i.decode()")
+        panel(page, i).screenshot(path=PICTURES/f"{name}-{width}.png")
+        assert panel(page, i).evaluate(CUT) == []
+    page.screenshot(path=PICTURES/f"page-{width}.png")
+
+CUT = """panel => {
+    const edge = panel.closest('.jp-OutputArea-output').getBoundingClientRect().right + 1;
+    const bad = e => e.getBoundingClientRect().right > edge || (e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX != 'visible');
+    return [...panel.querySelectorAll('*')].filter(e => !e.closest('.noUi-target') && bad(e)).map(e => e.className + ': ' + e.textContent);
+}"""
+
+def test_page_is_content(page):
+    "The page reported no error all the while, and asked no other machine for anything."
+    assert [text for kind, text in page.heard if kind == "error"] == []
+    home = page.lab.split("/lab")[0]
+    assert [url for kind, url in page.heard if kind == "request" and not url.startswith((home, "data:", "blob:"))] == []
