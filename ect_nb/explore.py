@@ -110,7 +110,7 @@ def guard(place, act):
 
 def complaint(error): return f'<div role="alert" style="color:#A03000;margin:2px 0"><b>{type(error).__name__}</b>: {html.escape(str(error))}</div>'
 
-# %% ../nbs/13_explore.ipynb #e5571527
+# %% ../nbs/13_explore.ipynb #ca18bf8e
 @dataclass
 class Flow:
     "One point of the flow: `x` at level `t`; `levels` and `path` (L,) from t = 80 down to .002; where it `lands`; `answers` {model: f(x, t)}; `posterior` (G,) over the data points `grid` (G,), at most 1."
@@ -120,7 +120,7 @@ def natural(x, t):
     "x at its natural size, x / √(1 + t²), where noise of every level is equally wide."
     return x / (1 + t**2) ** 0.5
 
-def flow(mixture, models, x, t, n=80):
+def flow(mixture, models, x, t, n=60):
     "The `Flow` of a 1-D `mixture` through `x` at level `t` (numbers), with the answers of `models` {name: f(x, t)}. ValueError unless t > 0 and both are finite."
     if not (math.isfinite(x) and math.isfinite(t) and t > 0): raise ValueError(f"x is {x} and t is {t}: x must be a finite number and t one above 0")
     at, level = torch.tensor([[x]], dtype=torch.float64), torch.tensor([t], dtype=torch.float64)
@@ -131,15 +131,15 @@ def flow(mixture, models, x, t, n=80):
     with torch.no_grad(): answers = {name: float(f(at.float(), level.float())) for name, f in models.items()}
     return Flow(x, t, levels, path, float(mixture.exact_map(at, level)), answers, grid, (log_p - log_p.max()).exp())
 
-# %% ../nbs/13_explore.ipynb #d3556587
+# %% ../nbs/13_explore.ipynb #ba37ad60
 _LOOKS = (("vermillion", "D"), ("blue", "s"), ("purple", "^"), ("green", "v"))
 
 class FlowPicture:
     "The flow of a 1-D `mixture` with one point on it: `draw(x, t)` gives PNG bytes quickly, by redrawing only what moves. `models` {name: f(x, t)}."
-    def __init__(self, mixture, models, dpi=130):
+    def __init__(self, mixture, models, dpi=110):
         if mixture.means.reshape(len(mixture.means), -1).shape[1] != 1: raise ValueError("the flow panel draws data on a line: give a mixture whose means are numbers")
-        self.mixture, self.models, self.dpi = mixture, models, dpi
-        self.figure, (self.left, self.right) = _flow_axes(mixture)
+        self.mixture, self.models = mixture, models
+        self.figure, (self.left, self.right) = _flow_axes(mixture, dpi)
         self.moving = _flow_strokes(self.left, self.right, models)
         self.still = None
 
@@ -156,15 +156,15 @@ class FlowPicture:
         canvas.restore_region(self.still)
         for stroke in self.moving.values(): stroke.axes.draw_artist(stroke)
         buffer = io.BytesIO()
-        Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB").save(buffer, "PNG", compress_level=1)
+        Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB").quantize(256, method=2, dither=0).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
 
     def _prepare(self):
         self.figure.canvas.draw()
         self.still = self.figure.canvas.copy_from_bbox(self.figure.bbox)
 
-# %% ../nbs/13_explore.ipynb #c333cd0f
-def _flow_axes(mixture, dpi=130):
+# %% ../nbs/13_explore.ipynb #3c7c9d9f
+def _flow_axes(mixture, dpi):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     fig = Figure(figsize=(8, 3.3), dpi=dpi, layout="constrained")

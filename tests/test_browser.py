@@ -34,6 +34,7 @@ def half(x, t):
 show_panel(flow_panel(mixture, {{"the denoiser": mixture.denoise, "the halving": half}}, x=0.6, t=8.0))""",
 f"""class Fragile(data.Pictures):
     broken = False
+    def to(self, device): return self
     def batch(self, *a):
         if self.broken: raise OSError("the pictures are gone")
         return super().batch(*a)
@@ -45,7 +46,7 @@ start = Precond(UNet(28, 1, 8, (1,), num_blocks=1, attention=(), patch=4))
 config = Config(kimg={TOTAL // 1000}, batch={BATCH}, lr=1e-3, ema=0.9, c=0.03, stages=Stages(start=3))
 tuning = Tuning(start, fragile, config, torch.randn(16, 1, 28, 28), n_looks=1000)
 show_panel(tuning_panel(tuning))""",
-"""print(tuning.images, tuning.model is start, float(sum(p.abs().sum() for p in tuning.model.parameters())))""",
+"""print(tuning.images, tuning.model is start, float(sum(p.detach().abs().sum() for p in tuning.model.parameters())))""",
 """fragile.broken = tuning.images > 0; print(fragile.broken)"""]
 
 # What it takes: Chromium, JupyterLab, one page
@@ -157,6 +158,20 @@ def until(page, true, there):
         if time.monotonic() > end: page.screenshot(path=PICTURES/"failed.png"); pytest.fail(f"after {WAIT} s there is still only {there()!r}")
         page.wait_for_timeout(30)
 
+def drawn(page, i):
+    "Wait until the picture of the panel is there and not blank: at least a hundredth of its pixels are not near white."
+    picture(page, i).evaluate("i => i.decode()")
+    until(page, lambda: picture(page, i).evaluate(INK) > 0.01, lambda: "a blank picture")
+
+INK = """i => {
+    const c = new OffscreenCanvas(i.naturalWidth, i.naturalHeight), g = c.getContext('2d');
+    g.drawImage(i, 0, 0);
+    const p = g.getImageData(0, 0, c.width, c.height).data;
+    let n = 0;
+    for (let k = 0; k < p.length; k += 4) n += p[k] < 200;
+    return 4 * n / p.length;
+}"""
+
 def press(page, name, *keys):
     "Press `keys` on the slider called `name`, which must not lose the focus to the notebook."
     slider = panel(page, FLOW).locator(".widget-slider").filter(has=page.get_by_text(name, exact=True)).get_by_role("slider")
@@ -171,7 +186,9 @@ def run_cell(page, i):
     cell(page, i).locator(".cm-content").click()
     page.keyboard.press("Shift+Enter")
     until(page, lambda: re.fullmatch(r"\[\d+\]:", prompt.inner_text()) and prompt.inner_text() != before, prompt.inner_text)
-    return cell(page, i).locator(".jp-OutputArea-output").inner_text().split()
+    output = cell(page, i).locator(".jp-OutputArea-output")
+    assert output.count() == 1, "a panel has put something of its own below a cell"
+    return output.inner_text().split()
 
 def seen(page): return int(re.match(r"([\d,]+) of 320,000 pictures", readout(page, TUNING))[1].replace(",", ""))
 
@@ -221,12 +238,12 @@ def test_sliders(page):
     "Both sliders by keyboard, from end to end; every number agrees with the closed form, and nothing jumps."
     press(page, "t", "End"); press(page, "x", "Home"); says(page, -2.4, 80)
     press(page, "x", "End"); says(page, 2.4, 80)
-    picture(page, FLOW).evaluate("i => i.decode()")
+    drawn(page, FLOW)
     height, before = panel(page, FLOW).bounding_box(), picture(page, FLOW).get_attribute("src")
     press(page, "t", "Home", *["PageUp"] * 10); says(page, 2.4, 0.1)
     press(page, "t", *["PageUp"] * 10, "ArrowRight", "ArrowRight", "ArrowUp", "ArrowLeft"); says(page, 2.4, 10**0.04)
     press(page, "x", "Home", *["PageUp"] * 12, "ArrowRight", "PageUp", "PageDown", "ArrowRight", "ArrowDown"); says(page, -1.18, 10**0.04)
-    picture(page, FLOW).evaluate("i => i.decode()")
+    drawn(page, FLOW)
     assert panel(page, FLOW).bounding_box() == height and picture(page, FLOW).get_attribute("src") != before
 
 def test_flow_error(page):
@@ -251,6 +268,7 @@ def test_buttons(page):
     assert int(images) > 0 and fresh == "False" and weights != untuned[2]
     rises(page, int(images))
     until(page, lambda: re.search(r"after (?!0 of)[\d,]+ of 320,000 pictures", picture(page, TUNING).get_attribute("alt")), lambda: picture(page, TUNING).get_attribute("alt"))
+    drawn(page, TUNING)
     panel(page, TUNING).screenshot(path=PICTURES/"tuning-running.png")
     n = pause(page)
     assert enabled() == {"Start", "Step", "Stop", "Reset"}
@@ -267,6 +285,7 @@ def test_buttons(page):
     button(page, "Reset").click()
     until(page, lambda: seen(page) == 0 and enabled() == {"Start", "Step"}, lambda: (readout(page, TUNING), enabled()))
     assert run_cell(page, STATE) == untuned
+    drawn(page, TUNING)
 
 def test_tuning_error(page):
     "Training that fails is reported in the panel; after Reset, and a repair, it runs again."
@@ -291,7 +310,7 @@ def test_layout(page, width):
         page.set_viewport_size(dict(width=int(1280 - output.bounding_box()["width"] + 700), height=1400))
         until(page, lambda: abs(output.bounding_box()["width"] - 700) < 2, output.bounding_box)
     for i, name in ((FLOW, "flow"), (TUNING, "tuning")):
-        picture(page, i).evaluate("i => i.decode()")
+        drawn(page, i)
         panel(page, i).screenshot(path=PICTURES/f"{name}-{width}.png")
         assert panel(page, i).evaluate(CUT) == []
     page.screenshot(path=PICTURES/f"page-{width}.png")
