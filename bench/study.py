@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 NETWORK = dict(resolution=28, channels=1, patch=2, model_channels=32, channel_mult=(1, 3), num_blocks=1, attention=(7,))
 START = dict(batch=64, lr=1e-3, warmup_kimg=5, ema=0.999, precision="auto")
 RECIPE = dict(kimg=16, batch=32, lr=1e-3, ema=0.99, c=0.03, stages=Stages(start=3), precision="auto")
-TIMES = (0.8, 1.5, 2.5)
+TIMES = (0.4, 0.6, 0.8, 1.5, 2.5)
 TEXT = """# How the start and the recipe of 00 were chosen
 
 Written by `python bench/study.py table` from `study.jsonl`; each line is one run of the command in `study.py`'s first lines. Distances are Fréchet distances to the
@@ -55,8 +55,17 @@ class Judge:
 
     def few(self, model):
         "One step, and two at each of `TIMES`."
-        two = lambda t: self(lambda z: sample(model, z, (80.0, t), torch.Generator().manual_seed(4)))
-        return {"one": self(lambda z: sample(model, z))} | {f"two at {t}": two(t) for t in TIMES}
+        return {"one": self(lambda z: sample(model, z))} | {f"two at {t}": self(lambda z: _two(model, z, t)) for t in TIMES}
+
+    def same(self, start, model, n=250, t=0.6):
+        "The share of `n` noises from which one and two steps of `model` draw the garment, by the classifier's word, that 18 Heun steps of `start` draw."
+        z, classifier = self.z[:n], checkpoints.load(data.find("fashion_mnist_classifier.safetensors"))
+        name = lambda x: classifier(x).argmax(1)
+        with torch.no_grad(): walked, *few = map(name, (heun(start, 80 * z, karras_times(18)), sample(model, z), _two(model, z, t)))
+        return {k: round(float((f == walked).float().mean()), 3) for k, f in zip(("one, same garment", f"two at {t}, same garment"), few)}
+
+
+def _two(model, z, t): return sample(model, z, (80.0, t), torch.Generator().manual_seed(4))
 
 
 def trial_start(text, wardrobe, kimg, seed):
@@ -76,11 +85,11 @@ def trial_start(text, wardrobe, kimg, seed):
     write(study="start", settings=text, seed=seed, parameters=size, kimg=p.images / 1000, cpu_seconds=round(cost), test_loss=round(float(loss), 2), heun=Judge(wardrobe, 500)(lambda z: heun(p.ema, 80 * z, karras_times(18))), n=500)
 
 
-def trial_tune(text, wardrobe, start, seed, judge):
-    "Tune the start; distances after one and two steps."
+def trial_tune(text, wardrobe, start, seed, judge, same=False):
+    "Tune the start; distances after one and two steps, and whether the garments are still the same."
     config = Config(**RECIPE | settings(text) | dict(seed=seed))
     for p in train(start, wardrobe, config): pass
-    write(study="tune", settings=text, seed=seed, start=checksum(start.state_dict()), kimg=config.kimg, steps=p.step, seconds=round(p.seconds), precision=p.precision, n=judge.n, **judge.few(p.ema))
+    write(study="tune", settings=text, seed=seed, start=checksum(start.state_dict()), kimg=config.kimg, steps=p.step, seconds=round(p.seconds), precision=p.precision, n=judge.n, **judge.few(p.ema), **(judge.same(start, p.ema) if same else {}))
 
 
 def tables():
@@ -100,7 +109,8 @@ def main():
     args.add_argument("settings", nargs="*")
     args.add_argument("--kimg", type=float, default=60, help="pictures of a start's trial, in thousands")
     args.add_argument("--seeds", type=int, nargs="+", default=[0])
-    args.add_argument("--start", default=None)
+    args.add_argument("--start", help="another file than the shipped start")
+    args.add_argument("--same", action="store_true", help="also count the garments that stay what Heun draws")
     args = args.parse_args()
     if args.study == "table": return tables()
     wardrobe = data.load("fashion_mnist_20k")
@@ -111,7 +121,7 @@ def main():
     start, judge = checkpoints.load(args.start or data.find("fashion_mnist_diffusion.safetensors")), Judge(wardrobe, 1000)
     if args.study == "untuned": write(study="untuned", start=checksum(start.state_dict()), n=judge.n, heun=judge(lambda z: heun(start, 80 * z, karras_times(18))), **judge.few(start))
     for text in args.settings:
-        for seed in args.seeds: trial_tune(text, wardrobe, start, seed, judge)
+        for seed in args.seeds: trial_tune(text, wardrobe, start, seed, judge, args.same)
 
 
 if __name__ == "__main__": main()

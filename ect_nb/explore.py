@@ -200,11 +200,11 @@ def _place(strokes, p):
     strokes["posterior"].set_xy(torch.stack([torch.cat([p.posterior, torch.zeros(2)]), torch.cat([p.grid, p.grid[[-1, 0]]])], 1).numpy())
     for name, y in dict(lands=p.lands, **p.answers).items(): strokes[name].set_ydata([y, y, y])
 
-# %% ../nbs/13_explore.ipynb #dfb85d3b
+# %% ../nbs/13_explore.ipynb #fafdd4dc
 def flow_words(point):
     "What a `Flow` says, in one sentence."
     answers = "; ".join(f"{name} says {y:.2f}" for name, y in point.answers.items())
-    return f"At t = {point.t:.3g}, x = {point.x:.3g}: the path ends at {point.lands:.2f}; {answers}."
+    return f"At t = {point.t:.3g}, x = {point.x:.3g} ({natural(point.x, point.t):.2f} at its natural size): the path ends at {point.lands:.2f}; {answers}."
 
 def flow_panel(mixture, models, x=0.6, t=8.0):
     "Two sliders over the flow of a 1-D `mixture`: `x` at its natural size and the noise level `t`. `models` {name: f(x, t)} give their answers. Show it with `show_panel`."
@@ -284,18 +284,20 @@ def _left(self):
 
 Tuning.look, Tuning.stop, Tuning.finish, Tuning.left = _look, _stop, _finish, _left
 
-# %% ../nbs/13_explore.ipynb #7a24c30e
+# %% ../nbs/13_explore.ipynb #142fd754
 def tuning_figure(tuning):
     "The newest strip of samples over the loss so far."
     import matplotlib.pyplot as plt
     images, x = tuning.looks[-1]
     sheet = tile(x, ncol=min(16, len(x)))
-    fig, (top, low) = plt.subplots(2, 1, figsize=(8, 2.6), height_ratios=[1, 1.5], layout="constrained")
+    fig, (top, low) = plt.subplots(2, 1, figsize=(8, 2.7), height_ratios=[1, 1.6])
+    fig.subplots_adjust(left=0.08, right=0.99, top=0.92, bottom=0.17, hspace=0.15)
     top.imshow(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     top.set_axis_off(); top.set_title(f"one evaluation, after {images:,} pictures", fontsize=9, loc="left")
     low.plot([(i + 1) * tuning.config.batch for i in range(len(tuning.losses))], tuning.losses, ".", ms=3, color=COLORS["sky"])
     low.plot(*_smooth(tuning), color=COLORS["blue"], lw=1.5)
     low.set(xlim=(0, tuning.total), xlabel="pictures seen", ylabel="loss")
+    if not tuning.losses: low.set_yticks([])
     return fig
 
 def _smooth(tuning, n=25):

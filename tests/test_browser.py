@@ -52,9 +52,10 @@ show_panel(tuning_panel(tuning))""",
 # What it takes: Chromium, JupyterLab, one page
 
 def find_chromium():
-    "Path of a Chromium or Chrome on PATH, else of the one that playwright keeps, else None."
+    "Path of a Chromium or Chrome on PATH, else of the one that playwright keeps, else None; None without playwright too."
+    try: from playwright.sync_api import sync_playwright
+    except ImportError: return None
     if found := next(filter(None, map(shutil.which, NAMES)), None): return found
-    from playwright.sync_api import sync_playwright
     with sync_playwright() as p: own = p.chromium.executable_path
     return own if Path(own).exists() else None
 
@@ -62,7 +63,7 @@ def chromium():
     "As `find_chromium`; where there is none the test is skipped, or fails if ECT_NB_BROWSER=required."
     if found := find_chromium(): return found
     give_up = pytest.fail if os.environ.get("ECT_NB_BROWSER") == "required" else pytest.skip
-    give_up("no Chromium was found to test the panels in: install one (Debian: apt-get install chromium; elsewhere: .venv/bin/playwright install chromium)")
+    give_up("playwright or Chromium is missing, in which the panels are tested: run make setup, then apt-get install chromium (elsewhere than on Debian: .venv/bin/playwright install chromium)")
 
 def furnish(home):
     "A folder for a JupyterLab of its own: notebook, quiet settings, and the environment in which nothing of the user's is read or written."
@@ -221,6 +222,8 @@ def test_no_chromium(monkeypatch, tmp_path):
     with pytest.raises(pytest.skip.Exception, match="apt-get install chromium"): chromium()
     monkeypatch.setenv("ECT_NB_BROWSER", "required")
     with pytest.raises(pytest.fail.Exception, match="apt-get install chromium"): chromium()
+    monkeypatch.setenv("PATH", os.defpath + os.pathsep + str(tmp_path)); monkeypatch.setitem(sys.modules, "playwright.sync_api", None)
+    with pytest.raises(pytest.fail.Exception, match="make setup"): chromium()
 
 @pytest.mark.parametrize("there", [True, False])
 def test_ci_requires_the_browser(there, tmp_path):
