@@ -23,7 +23,8 @@ TEXT = """# How the start and the recipe of 00 were chosen
 
 Written by `python bench/study.py table` from `study.jsonl`; each line is one run of the command in `study.py`'s first lines. Distances are Fréchet distances to the
 training pictures in 64 features of the kit's classifier (`n` samples from one fixed noise; not FID), `one` and `two at t` are one and two evaluations with the
-intermediate time t. What a line does not name is as in `START`, `NETWORK` and `RECIPE` in `study.py`. Most lines are one seed: differences of a tenth say little."""
+intermediate time t. What a line does not name is as in `START`, `NETWORK` and `RECIPE` in `study.py`. `start` is the checksum of the weights tuned: 11de3533 is the start after 400 thousand pictures,
+the other the shipped one. Most lines are one seed: differences of a tenth say little; seconds were taken on a machine shared with other work."""
 WORDS = dict(Stages=Stages, SigmoidMapping=SigmoidMapping, ConstantMapping=ConstantMapping, LogNormal=LogNormal)
 
 
@@ -93,13 +94,14 @@ def trial_tune(text, wardrobe, start, seed, judge, same=False):
 
 
 def tables():
-    "bench/study.md: the trials of study.jsonl, grouped as they were run."
-    lines = [json.loads(l) for l in (HERE / "study.jsonl").read_text().splitlines()]
-    parts = [TEXT]
-    for title, study in (("The start", "start"), ("Untuned", "untuned"), ("The recipe", "tune")):
+    "bench/study.md: the trials of study.jsonl, in the order in which they were made."
+    lines, parts = [json.loads(l) for l in (HERE / "study.jsonl").read_text().splitlines()], [TEXT]
+    for title, study in (("The start", "start"), ("The start, untuned", "untuned"), ("The recipe", "tune")):
         here = [l for l in lines if l["study"] == study]
-        keys = [k for k in dict.fromkeys(k for l in here for k in l) if k not in ("study", "device", "torch")]
-        parts.append(f"## {title}\n\n" + "\n".join(["| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)] + ["| " + " | ".join(str(l.get(k, "")) for k in keys) + " |" for l in here]))
+        keys = list(dict.fromkeys(k for l in here for k in l if k not in ("study", "device", "torch") and not k.startswith("two at")))
+        keys += sorted({k for l in here for k in l if k.startswith("two at")})
+        rows = [[str(l.get(k, "")) for k in keys] for l in here]
+        parts.append(f"## {title}\n\n" + "\n".join("| " + " | ".join(r) + " |" for r in [keys, ["---"] * len(keys), *rows]))
     (HERE / "study.md").write_text("\n\n".join(parts) + "\n")
 
 
