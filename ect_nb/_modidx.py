@@ -107,6 +107,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'ect_nb.explore._left': ('explore.html#_left', 'ect_nb/explore.py'),
                                 'ect_nb.explore._look': ('explore.html#_look', 'ect_nb/explore.py'),
                                 'ect_nb.explore._place': ('explore.html#_place', 'ect_nb/explore.py'),
+                                'ect_nb.explore._readout': ('explore.html#_readout', 'ect_nb/explore.py'),
                                 'ect_nb.explore._smooth': ('explore.html#_smooth', 'ect_nb/explore.py'),
                                 'ect_nb.explore._stop': ('explore.html#_stop', 'ect_nb/explore.py'),
                                 'ect_nb.explore._strip_alt': ('explore.html#_strip_alt', 'ect_nb/explore.py'),

@@ -86,7 +86,7 @@ class Live:
         if self.handle is None: self.handle = display(image, metadata=metadata, display_id=True)
         else: self.handle.update(image, metadata=metadata)
 
-# %% ../nbs/13_explore.ipynb #26050a43
+# %% ../nbs/13_explore.ipynb #719de31b
 VIEW = "application/vnd.jupyter.widget-view+json"
 
 def show_panel(panel):
@@ -101,12 +101,14 @@ def image_html(picture, alt, width):
     return f'<img alt="{html.escape(alt)}" decoding="sync" style="width:{width}px;max-width:100%;height:auto;display:block" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
 
 def guard(place, act):
-    "`act` for a widget's event: an error becomes one sentence in the HTML widget `place`, and the panel lives on."
+    "`act` for a widget's event: an error becomes one sentence in the HTML widget `place`, and the panel lives on. Kernels deliver events in threads of their own; `act` runs in the one that cells run in."
     def guarded(*event):
         place.value = ""
-        try: return act(*event)
+        try: act(*event)
         except Exception as e: place.value = complaint(e)
-    return guarded
+    try: loop = asyncio.get_running_loop()
+    except RuntimeError: return guarded                            # no kernel: a script or a test
+    return lambda *event: loop.call_soon_threadsafe(guarded, *event)
 
 def complaint(error): return f'<div role="alert" style="color:#A03000;margin:2px 0"><b>{type(error).__name__}</b>: {html.escape(str(error))}</div>'
 
@@ -163,7 +165,7 @@ class FlowPicture:
         self.figure.canvas.draw()
         self.still = self.figure.canvas.copy_from_bbox(self.figure.bbox)
 
-# %% ../nbs/13_explore.ipynb #3c7c9d9f
+# %% ../nbs/13_explore.ipynb #93cef979
 def _flow_axes(mixture, dpi):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -189,7 +191,7 @@ def _flow_strokes(left, right, models):
     for i, (name, (color, mark)) in enumerate(zip(models, _LOOKS)):
         strokes[name] = right.plot([0, 0.85 - 0.2 * i, 1.08], [0, 0, 0], "--", color=COLORS[color], lw=1.8, marker=mark, ms=7, markevery=[1], animated=True, label=name)[0]
     strokes["point"] = line(left, "o", color=COLORS["black"], ms=8)
-    right.legend(handles=[strokes[k] for k in ("lands", *models)], fontsize=7, loc="upper right")
+    right.legend(handles=[strokes[k] for k in ("lands", *models)], fontsize=8, loc="upper right")
     return strokes
 
 def _place(strokes, p):
@@ -200,32 +202,35 @@ def _place(strokes, p):
     strokes["posterior"].set_xy(torch.stack([torch.cat([p.posterior, torch.zeros(2)]), torch.cat([p.grid, p.grid[[-1, 0]]])], 1).numpy())
     for name, y in dict(lands=p.lands, **p.answers).items(): strokes[name].set_ydata([y, y, y])
 
-# %% ../nbs/13_explore.ipynb #fafdd4dc
+# %% ../nbs/13_explore.ipynb #4550eea4
 def flow_words(point):
     "What a `Flow` says, in one sentence."
     answers = "; ".join(f"{name} says {y:.2f}" for name, y in point.answers.items())
     return f"At t = {point.t:.3g}, x = {point.x:.3g} ({natural(point.x, point.t):.2f} at its natural size): the path ends at {point.lands:.2f}; {answers}."
 
-def flow_panel(mixture, models, x=0.6, t=8.0):
+def _readout(words): return f'<div class="ect-readout" aria-live="polite">{html.escape(words)}</div>'
+
+def flow_panel(mixture, models, x=0.6, t=10.0):
     "Two sliders over the flow of a 1-D `mixture`: `x` at its natural size and the noise level `t`. `models` {name: f(x, t)} give their answers. Show it with `show_panel`."
     import ipywidgets as w
     art, state = FlowPicture(mixture, models), {}
-    wide = dict(readout_format=".2f", layout=w.Layout(width="46%", min_width="260px"))
-    sliders = w.FloatSlider(value=x, min=-2.4, max=2.4, step=0.02, description="x", **wide), w.FloatLogSlider(value=t, base=10, min=math.log10(0.01), max=math.log10(80), step=0.02, description="t", **wide)
+    wide = dict(layout=w.Layout(width="46%", min_width="260px"))
+    sliders = w.FloatSlider(value=x, min=-2.4, max=2.4, step=0.02, description="x", readout_format=".2f", **wide), w.FloatLogSlider(value=t, base=10, min=-2, max=math.log10(80), step=0.02, description="t", readout_format=".3g", **wide)
     picture, words, error = w.HTML(), w.HTML(), w.HTML()
     def move(*_):
         here, level = (s.value for s in sliders)
-        point = flow(mixture, models, here * (1 + level**2) ** 0.5, level)
+        try: point = flow(mixture, models, here * (1 + level**2) ** 0.5, level)
+        except Exception: words.value = _readout(f"No answer at t = {level:.3g}, x = {here:.2f} at its natural size; the picture shows the point before."); raise
         state.update(png=art.render(point), alt=flow_words(point))
         picture.value = image_html(state["png"], "The flow of the mixture. " + state["alt"], 800)
-        words.value = f'<div class="ect-readout" aria-live="polite">{html.escape(state["alt"])}</div>'
+        words.value = _readout(state["alt"])
     for s in sliders: s.observe(guard(error, move), "value")
     panel = w.VBox([w.HBox(sliders, layout=w.Layout(flex_flow="row wrap")), picture, words, error])
     panel.still = lambda: (state["png"], "The flow of the mixture. " + state["alt"])
     move()
     return panel
 
-# %% ../nbs/13_explore.ipynb #78ba6843
+# %% ../nbs/13_explore.ipynb #8ab91b3b
 class Tuning:
     """A training run to be watched: `step()` trains on one batch, `finish()` to the end, `stop()` ends it and keeps what was reached, `reset()` goes back to the start.
 
@@ -240,7 +245,7 @@ class Tuning:
     def reset(self):
         "Forget the run and stand at the start again."
         if self.run: self.run.close()
-        self.run, self.last, self.losses, self.looks, self.ended = train(self.start, self.data, self.config), None, [], [], False
+        self.run, self.last, self.losses, self.looks, self.ended, self.broke = train(self.start, self.data, self.config), None, [], [], False, False
         self.look()
 
     @property
@@ -253,7 +258,7 @@ class Tuning:
         "Train on one batch; False if the run has ended."
         if self.ended: return False
         try: self.last = next(self.run)
-        except BaseException: self.ended = True; raise             # a generator that raised cannot go on
+        except BaseException: self.ended = self.broke = True; raise             # a generator that raised cannot go on
         self.losses.append(float(self.last.loss))
         self.ended = self.images >= self.total
         if self.ended or self.images * self.n_looks // self.total > (self.images - self.config.batch) * self.n_looks // self.total: self.look()
@@ -284,19 +289,21 @@ def _left(self):
 
 Tuning.look, Tuning.stop, Tuning.finish, Tuning.left = _look, _stop, _finish, _left
 
-# %% ../nbs/13_explore.ipynb #142fd754
+# %% ../nbs/13_explore.ipynb #8cea2c85
 def tuning_figure(tuning):
     "The newest strip of samples over the loss so far."
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     images, x = tuning.looks[-1]
     sheet = tile(x, ncol=min(16, len(x)))
-    fig, (top, low) = plt.subplots(2, 1, figsize=(8, 2.7), height_ratios=[1, 1.6])
+    fig = Figure(figsize=(8, 2.7))
+    top, low = fig.subplots(2, 1, height_ratios=[1, 1.6])
     fig.subplots_adjust(left=0.08, right=0.99, top=0.92, bottom=0.17, hspace=0.15)
     top.imshow(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     top.set_axis_off(); top.set_title(f"one evaluation, after {images:,} pictures", fontsize=9, loc="left")
     low.plot([(i + 1) * tuning.config.batch for i in range(len(tuning.losses))], tuning.losses, ".", ms=3, color=COLORS["sky"])
     low.plot(*_smooth(tuning), color=COLORS["blue"], lw=1.5)
     low.set(xlim=(0, tuning.total), xlabel="pictures seen", ylabel="loss")
+    low.xaxis.set_major_formatter("{x:,.0f}")
     if not tuning.losses: low.set_yticks([])
     return fig
 
@@ -311,16 +318,16 @@ def film(tuning, n=5):
     picks = sorted({0, last} | {round(max(last, 1) ** (i / max(n - 2, 1))) for i in range(n - 1)} & set(range(count)))
     return images_figure([tuning.looks[i][1] for i in picks], ncol=len(tuning.noise), titles=[f"after {tuning.looks[i][0]:,} pictures" for i in picks])
 
-# %% ../nbs/13_explore.ipynb #5be3543c
+# %% ../nbs/13_explore.ipynb #ba6c5cc2
 def tuning_words(tuning):
     "Where a `Tuning` stands, in one sentence."
     words = f"{tuning.images:,} of {tuning.total:,} pictures"
     if tuning.losses: words += f", loss {sum(tuning.losses[-25:]) / len(tuning.losses[-25:]):.1f}"
-    if tuning.ended: return words + (": done." if tuning.images >= tuning.total else ": stopped; what was reached is kept.")
+    if tuning.ended: return words + (": done." if tuning.images >= tuning.total else ": it broke off; Reset goes back to the start." if tuning.broke else ": stopped; what was reached is kept.")
     left = tuning.left()
     return words + (f", about {_clock(left)} left." if left is not None else ".")
 
-def _clock(seconds): return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+def _clock(seconds): return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 def tuning_panel(tuning):
     "Buttons for a `Tuning`: start, pause, one step, stop, reset; a bar, the loss, and samples from the same noise. Show it with `show_panel`."
@@ -345,27 +352,38 @@ def tuning_panel(tuning):
 
 def _strip_alt(tuning): return f"{len(tuning.noise)} one-step samples from fixed noise, and the loss, after {tuning.looks[-1][0]:,} of {tuning.total:,} pictures"
 
-# %% ../nbs/13_explore.ipynb #09689583
+# %% ../nbs/13_explore.ipynb #37ab7be4
 def _connect(panel, buttons, tuning, refresh, error):
     "Let the buttons drive the run: `panel.task` is the asyncio task that steps, None while it rests."
     async def go():
         try:
             while tuning.step():
-                refresh()
+                for watch in tuning.watchers: watch()
                 await asyncio.sleep(0.002)
         except Exception as e: error.value = complaint(e)
-        finally:
-            panel.task = None
-            refresh()
+
+    def rest(task):
+        if panel.task is task: panel.task = None
+        refresh()
 
     def start():
-        if panel.task is None and not tuning.ended: panel.task = asyncio.get_running_loop().create_task(go())
+        if panel.task is not None or tuning.ended: return
+        panel.task = asyncio.get_running_loop().create_task(go())
+        panel.task.add_done_callback(rest)
+
     def pause():
-        if panel.task is not None: panel.task.cancel()
+        task, panel.task = panel.task, None
+        if task is not None: task.cancel()
+
     def stop(): pause(); tuning.stop()
     def reset(): pause(); tuning.reset()
+
+    def then_refresh(act):
+        try: act()
+        finally: refresh()
+
     for name, act in dict(Start=start, Pause=pause, Step=tuning.step, Stop=stop, Reset=reset).items():
-        buttons[name].on_click(guard(error, lambda _, act=act: (act(), refresh())))
+        buttons[name].on_click(guard(error, lambda _, act=act: then_refresh(act)))
 
 def _enable(buttons, tuning, running):
     fresh = tuning.images == 0 and not running and not tuning.ended

@@ -96,7 +96,7 @@ def test_an_error_is_shown_in_the_panel_and_leaves_with_the_next_move(mixture):
     panel = flow_panel(mixture, {"moody": moody})
     before = readout(panel)
     controls(panel)["t"].value = 0.5
-    assert "no answer &lt;here&gt;" in alert(panel) and readout(panel) == before
+    assert "no answer &lt;here&gt;" in alert(panel) and "No answer at t = 0.5," in readout(panel)
     controls(panel)["t"].value = 2.0
     assert alert(panel) is None and readout(panel) != before
 
@@ -160,7 +160,8 @@ def test_a_run_that_breaks_says_so_and_can_be_reset():
         press["Start"].click()
         await asyncio.wait_for(panel.task, 60)
     asyncio.run(go())
-    assert "out of memory" in alert(panel) and t.ended and t.images == 16 and press["Start"].disabled
+    assert "out of memory" in alert(panel) and t.ended and t.images == 16
+    assert "broke off" in readout(panel) and press["Start"].disabled and press["Step"].disabled
     press["Reset"].click()
     assert alert(panel) is None and t.images == 0 and not press["Start"].disabled
 
@@ -201,6 +202,35 @@ def test_every_button_of_the_tuning_panel():
         assert t.images == 0 and panel.task is None
     asyncio.run(use())
     assert alert(panel) is None
+
+def test_a_step_that_breaks_ends_the_run():
+    t = tuning()
+    t.start = Fragile()
+    t.reset()
+    press = controls(panel := tuning_panel(t))
+    for _ in range(3): press["Step"].click()
+    assert "out of memory" in alert(panel) and press["Step"].disabled and not press["Reset"].disabled
+
+def test_presses_from_another_thread_run_in_the_thread_of_the_cells():
+    "As in a kernel: the panel is made where a loop runs, and the events come from elsewhere."
+    import threading
+    seen = []
+    async def cell():
+        t = tuning()
+        t.watchers.append(lambda: seen.append(threading.current_thread()))
+        press = controls(panel := tuning_panel(t))
+        def hand():
+            press["Start"].click()
+            press["Pause"].click()                                  # before the first step
+            press["Start"].click()
+        thread = threading.Thread(target=hand)
+        thread.start()
+        while not t.ended: await asyncio.sleep(0.005)
+        thread.join()
+        await asyncio.sleep(0.01)
+        assert panel.task is None and alert(panel) is None and "64 of 64" in readout(panel)
+    asyncio.run(asyncio.wait_for(cell(), 120))
+    assert set(seen) == {threading.main_thread()}
 
 def test_finish_moves_the_panel_along():
     t = tuning()
