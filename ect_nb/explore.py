@@ -289,7 +289,7 @@ def _left(self):
 
 Tuning.look, Tuning.stop, Tuning.finish, Tuning.left = _look, _stop, _finish, _left
 
-# %% ../nbs/13_explore.ipynb #8cea2c85
+# %% ../nbs/13_explore.ipynb #7bb35060
 def tuning_figure(tuning):
     "The newest strip of samples over the loss so far."
     from matplotlib.figure import Figure
@@ -304,7 +304,7 @@ def tuning_figure(tuning):
     low.plot(*_smooth(tuning), color=COLORS["blue"], lw=1.5)
     low.set(xlim=(0, tuning.total), xlabel="pictures seen", ylabel="loss")
     low.xaxis.set_major_formatter("{x:,.0f}")
-    if not tuning.losses: low.set_yticks([])
+    if not tuning.losses: low.set_yticks([]); low.text(0.5, 0.5, "the loss of each step will stand here", transform=low.transAxes, ha="center", va="center", color="0.4")
     return fig
 
 def _smooth(tuning, n=25):
