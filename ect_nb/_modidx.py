@@ -86,7 +86,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'ect_nb.explore': { 'ect_nb.explore.Flow': ('explore.html#flow', 'ect_nb/explore.py'),
                                 'ect_nb.explore.FlowPicture': ('explore.html#flowpicture', 'ect_nb/explore.py'),
                                 'ect_nb.explore.FlowPicture.__init__': ('explore.html#flowpicture.__init__', 'ect_nb/explore.py'),
-                                'ect_nb.explore.FlowPicture._prepare': ('explore.html#flowpicture._prepare', 'ect_nb/explore.py'),
                                 'ect_nb.explore.FlowPicture.draw': ('explore.html#flowpicture.draw', 'ect_nb/explore.py'),
                                 'ect_nb.explore.FlowPicture.render': ('explore.html#flowpicture.render', 'ect_nb/explore.py'),
                                 'ect_nb.explore.Live': ('explore.html#live', 'ect_nb/explore.py'),

@@ -133,7 +133,7 @@ def flow(mixture, models, x, t, n=60):
     with torch.no_grad(): answers = {name: float(f(at.float(), level.float())) for name, f in models.items()}
     return Flow(x, t, levels, path, float(mixture.exact_map(at, level)), answers, grid, (log_p - log_p.max()).exp())
 
-# %% ../nbs/13_explore.ipynb #ba37ad60
+# %% ../nbs/13_explore.ipynb #9cc2bf7c
 _LOOKS = (("vermillion", "D"), ("blue", "s"), ("purple", "^"), ("green", "v"))
 
 class FlowPicture:
@@ -152,20 +152,16 @@ class FlowPicture:
     def render(self, point):
         "PNG bytes of a `Flow`."
         from PIL import Image
-        if self.still is None: self._prepare()
-        _place(self.moving, point)
         canvas = self.figure.canvas
+        if self.still is None: canvas.draw(); self.still = canvas.copy_from_bbox(self.figure.bbox)
+        _place(self.moving, point)
         canvas.restore_region(self.still)
         for stroke in self.moving.values(): stroke.axes.draw_artist(stroke)
         buffer = io.BytesIO()
         Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB").quantize(256, method=2, dither=0).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
 
-    def _prepare(self):
-        self.figure.canvas.draw()
-        self.still = self.figure.canvas.copy_from_bbox(self.figure.bbox)
-
-# %% ../nbs/13_explore.ipynb #93cef979
+# %% ../nbs/13_explore.ipynb #aade658c
 def _flow_axes(mixture, dpi):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -182,6 +178,7 @@ def _flow_axes(mixture, dpi):
     right.set(xlim=(0, 1.08), xticks=[], xlabel="which data could\nhave led here")
     return fig, (left, right)
 
+# %% ../nbs/13_explore.ipynb #2ac1fe27
 def _flow_strokes(left, right, models):
     "What moves, by name: the path through the point, the posterior, the landing place, and a mark for each model's answer."
     line = lambda ax, *a, **kw: ax.plot([], [], *a, animated=True, **kw)[0]
@@ -202,7 +199,7 @@ def _place(strokes, p):
     strokes["posterior"].set_xy(torch.stack([torch.cat([p.posterior, torch.zeros(2)]), torch.cat([p.grid, p.grid[[-1, 0]]])], 1).numpy())
     for name, y in dict(lands=p.lands, **p.answers).items(): strokes[name].set_ydata([y, y, y])
 
-# %% ../nbs/13_explore.ipynb #4550eea4
+# %% ../nbs/13_explore.ipynb #10cf7091
 def flow_words(point):
     "What a `Flow` says, in one sentence."
     answers = "; ".join(f"{name} says {y:.2f}" for name, y in point.answers.items())
@@ -210,6 +207,7 @@ def flow_words(point):
 
 def _readout(words): return f'<div class="ect-readout" aria-live="polite">{html.escape(words)}</div>'
 
+# %% ../nbs/13_explore.ipynb #bd900e15
 def flow_panel(mixture, models, x=0.6, t=10.0):
     "Two sliders over the flow of a 1-D `mixture`: `x` at its natural size and the noise level `t`. `models` {name: f(x, t)} give their answers. Show it with `show_panel`."
     import ipywidgets as w
@@ -289,7 +287,7 @@ def _left(self):
 
 Tuning.look, Tuning.stop, Tuning.finish, Tuning.left = _look, _stop, _finish, _left
 
-# %% ../nbs/13_explore.ipynb #7bb35060
+# %% ../nbs/13_explore.ipynb #ce135f3d
 def tuning_figure(tuning):
     "The newest strip of samples over the loss so far."
     from matplotlib.figure import Figure
@@ -312,13 +310,14 @@ def _smooth(tuning, n=25):
     losses = torch.tensor(tuning.losses[:len(tuning.losses) // n * n], dtype=torch.float64).view(-1, n)
     return (torch.arange(len(losses)) + 0.5) * n * tuning.config.batch, losses.mean(1)
 
+# %% ../nbs/13_explore.ipynb #d781714f
 def film(tuning, n=5):
     "A figure of at most `n` strips from the start of the run to where it stands, at even ratios of pictures seen."
     count, last = len(tuning.looks), len(tuning.looks) - 1
     picks = sorted({0, last} | {round(max(last, 1) ** (i / max(n - 2, 1))) for i in range(n - 1)} & set(range(count)))
     return images_figure([tuning.looks[i][1] for i in picks], ncol=len(tuning.noise), titles=[f"after {tuning.looks[i][0]:,} pictures" for i in picks])
 
-# %% ../nbs/13_explore.ipynb #ba6c5cc2
+# %% ../nbs/13_explore.ipynb #22494bb6
 def tuning_words(tuning):
     "Where a `Tuning` stands, in one sentence."
     words = f"{tuning.images:,} of {tuning.total:,} pictures"
@@ -329,6 +328,7 @@ def tuning_words(tuning):
 
 def _clock(seconds): return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
+# %% ../nbs/13_explore.ipynb #a2e1be02
 def tuning_panel(tuning):
     "Buttons for a `Tuning`: start, pause, one step, stop, reset; a bar, the loss, and samples from the same noise. Show it with `show_panel`."
     import ipywidgets as w
@@ -352,7 +352,7 @@ def tuning_panel(tuning):
 
 def _strip_alt(tuning): return f"{len(tuning.noise)} one-step samples from fixed noise, and the loss, after {tuning.looks[-1][0]:,} of {tuning.total:,} pictures"
 
-# %% ../nbs/13_explore.ipynb #37ab7be4
+# %% ../nbs/13_explore.ipynb #dcddf5c7
 def _connect(panel, buttons, tuning, refresh, error):
     "Let the buttons drive the run: `panel.task` is the asyncio task that steps, None while it rests."
     async def go():
@@ -385,6 +385,7 @@ def _connect(panel, buttons, tuning, refresh, error):
     for name, act in dict(Start=start, Pause=pause, Step=tuning.step, Stop=stop, Reset=reset).items():
         buttons[name].on_click(guard(error, lambda _, act=act: then_refresh(act)))
 
+# %% ../nbs/13_explore.ipynb #636e4cb5
 def _enable(buttons, tuning, running):
     fresh = tuning.images == 0 and not running and not tuning.ended
     off = dict(Start=running or tuning.ended, Pause=not running, Step=running or tuning.ended, Stop=fresh or tuning.ended, Reset=fresh)

@@ -264,3 +264,23 @@ def test_metadata_of_the_installed_package():
     from importlib.metadata import metadata, version
     import ect_nb
     assert version("ect_nb") == ect_nb.__version__ == "0.1.0" and metadata("ect_nb")["License-Expression"] == "Apache-2.0"
+
+# The study of the start and of 00's recipe
+
+def study(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT/"bench"))
+    return __import__("study")
+
+def test_the_table_of_the_study_is_made_from_its_trials(tmp_path, monkeypatch):
+    bench = study(monkeypatch)
+    shutil.copy(ROOT/"bench"/"study.jsonl", tmp_path)
+    monkeypatch.setattr(bench, "HERE", tmp_path)
+    bench.tables()
+    assert (tmp_path/"study.md").read_text() == (ROOT/"bench"/"study.md").read_text(), "run python bench/study.py table"
+
+def test_settings_of_a_trial_are_values_and_never_code(monkeypatch):
+    from ect_nb.schedules import SigmoidMapping, Stages
+    bench = study(monkeypatch)
+    assert bench.settings("batch=16, betas=(0.9, 0.99), stages=Stages(2, every=10), mapping=SigmoidMapping(2, k=2)") == dict(batch=16, betas=(0.9, 0.99), stages=Stages(2, every=10), mapping=SigmoidMapping(2, k=2))
+    for text in ("batch=open('x')", "batch=(1).__class__", "batch=[i for i in range(9)]"):
+        with pytest.raises((ValueError, KeyError, AttributeError)): bench.settings(text)
