@@ -228,7 +228,7 @@ def flow_panel(mixture, models, x=0.6, t=10.0):
     move()
     return panel
 
-# %% ../nbs/13_explore.ipynb #8ab91b3b
+# %% ../nbs/13_explore.ipynb #ba9b71e2
 class Tuning:
     """A training run to be watched: `step()` trains on one batch, `finish()` to the end, `stop()` ends it and keeps what was reached, `reset()` goes back to the start.
 
@@ -239,12 +239,6 @@ class Tuning:
         self.total = math.ceil(config.kimg * 1000 / config.batch) * config.batch
         self.run = None
         self.reset()
-
-    def reset(self):
-        "Forget the run and stand at the start again."
-        if self.run: self.run.close()
-        self.run, self.last, self.losses, self.looks, self.ended, self.broke = train(self.start, self.data, self.config), None, [], [], False, False
-        self.look()
 
     @property
     def model(self): return self.last.ema if self.last else self.start
@@ -262,7 +256,13 @@ class Tuning:
         if self.ended or self.images * self.n_looks // self.total > (self.images - self.config.batch) * self.n_looks // self.total: self.look()
         return not self.ended
 
-# %% ../nbs/13_explore.ipynb #5d422afd
+# %% ../nbs/13_explore.ipynb #d5729da1
+def _reset(self):
+    "Forget the run and stand at the start again."
+    if self.run: self.run.close()
+    self.run, self.last, self.losses, self.looks, self.ended, self.broke = train(self.start, self.data, self.config), None, [], [], False, False
+    self.look()
+
 def _look(self): self.looks.append((self.images, sample(self.model, self.noise).cpu()))
 
 def _stop(self):
@@ -285,7 +285,7 @@ def _left(self):
     if len(self.losses) < 2: return None
     return self.last.seconds / self.images * (self.total - self.images)
 
-Tuning.look, Tuning.stop, Tuning.finish, Tuning.left = _look, _stop, _finish, _left
+Tuning.reset, Tuning.look, Tuning.stop, Tuning.finish, Tuning.left = _reset, _look, _stop, _finish, _left
 
 # %% ../nbs/13_explore.ipynb #ce135f3d
 def tuning_figure(tuning):
