@@ -228,7 +228,7 @@ def flow_panel(mixture, models, x=0.6, t=10.0):
     move()
     return panel
 
-# %% ../nbs/13_explore.ipynb #ba9b71e2
+# %% ../nbs/13_explore.ipynb #b128a7d8
 class Tuning:
     """A training run to be watched: `step()` trains on one batch, `finish()` to the end, `stop()` ends it and keeps what was reached, `reset()` goes back to the start.
 
@@ -250,7 +250,7 @@ class Tuning:
         "Train on one batch; False if the run has ended."
         if self.ended: return False
         try: self.last = next(self.run)
-        except BaseException: self.ended = self.broke = True; raise             # a generator that raised cannot go on
+        except BaseException as e: self.ended, self.broke = True, isinstance(e, Exception); raise     # a generator that raised cannot go on
         self.losses.append(float(self.last.loss))
         self.ended = self.images >= self.total
         if self.ended or self.images * self.n_looks // self.total > (self.images - self.config.batch) * self.n_looks // self.total: self.look()

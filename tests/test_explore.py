@@ -243,6 +243,16 @@ def test_start_without_an_event_loop_is_a_sentence_in_the_panel():
     controls(panel)["Start"].click()
     assert "event loop" in alert(panel)
 
+def test_an_interrupt_inside_a_step_is_a_stop_and_no_failure():
+    t = tuning()
+    t.step()
+    def pressed():
+        raise KeyboardInterrupt
+        yield
+    t.run = pressed()
+    reached = weights(t.model).clone()
+    assert torch.equal(weights(t.finish()), reached) and t.ended and not t.broke and "kept" in tuning_words(t)
+
 def test_film_spans_the_run():
     t = tuning(kimg=0.4)
     t.finish()
