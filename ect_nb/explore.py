@@ -133,13 +133,14 @@ def flow(mixture, models, x, t, n=60):
     with torch.no_grad(): answers = {name: float(f(at.float(), level.float())) for name, f in models.items()}
     return Flow(x, t, levels, path, float(mixture.exact_map(at, level)), answers, grid, (log_p - log_p.max()).exp())
 
-# %% ../nbs/13_explore.ipynb #9cc2bf7c
+# %% ../nbs/13_explore.ipynb #4e6283e4
 _LOOKS = (("vermillion", "D"), ("blue", "s"), ("purple", "^"), ("green", "v"))
 
 class FlowPicture:
     "The flow of a 1-D `mixture` with one point on it: `draw(x, t)` gives PNG bytes quickly, by redrawing only what moves. `models` {name: f(x, t)}."
     def __init__(self, mixture, models, dpi=110):
         if mixture.means.reshape(len(mixture.means), -1).shape[1] != 1: raise ValueError("the flow panel draws data on a line: give a mixture whose means are numbers")
+        if len(models) > len(_LOOKS): raise ValueError(f"the flow panel tells {len(_LOOKS)} models apart, not {len(models)}: show fewer")
         self.mixture, self.models = mixture, models
         self.figure, (self.left, self.right) = _flow_axes(mixture, dpi)
         self.moving = _flow_strokes(self.left, self.right, models)

@@ -61,6 +61,10 @@ def test_a_point_that_is_none_is_refused(mixture, x, t):
 def test_data_in_the_plane_are_refused():
     with pytest.raises(ValueError, match="on a line"): FlowPicture(GaussianMixture([[0.0, 1.0]], [0.1]), {})
 
+def test_more_models_than_can_be_told_apart_are_refused(mixture):
+    FlowPicture(mixture, {str(i): mixture.denoise for i in range(4)}).draw(0.0, 1.0)
+    with pytest.raises(ValueError, match="4 models apart, not 5"): FlowPicture(mixture, {str(i): mixture.denoise for i in range(5)})
+
 def test_what_is_redrawn_is_what_a_fresh_picture_shows(mixture, heaps):
     used = FlowPicture(mixture, heaps)
     for x, t in ((0.0, 80.0), (100.0, 80.0), (-0.5, 0.01), (1.0, 1.0)): seen = used.draw(x, t)
