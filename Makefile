@@ -3,7 +3,7 @@ PY := .venv/bin/python
 NAMES :=
 ARGS :=
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test tour bench gates notebooks sync lock
+.PHONY: help setup lab test tour bench class gates notebooks sync lock
 
 help:       ## list what make can do
 	@sed -n 's/^\([a-z]*\): .*## /make \1\t/p' Makefile | expand -t 18
@@ -26,6 +26,9 @@ tour: setup      ## run 00_sixty_seconds without a browser; table here, pictures
 
 bench: setup     ## measure the speed of training and sampling on this machine
 	$(PY) bench/bench.py $(ARGS)
+
+class: setup     ## copies of the notebooks for a class in out/class: student (without solutions) and teacher (solved)
+	$(PY) tools/exercises.py class out/class
 
 gates: setup     ## check the form of notebooks, package and files (seconds)
 	@$(PY) tools/gates.py

@@ -73,7 +73,7 @@ def dice(seed, stream, step, device="cpu"):
     "A generator on `device` for one `stream` of random numbers at one `step`."
     return torch.Generator(device).manual_seed(seed_of(seed, stream, step))
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=16)
 def _shuffled(seed, epoch, n): return torch.randperm(n, generator=dice(seed, "order", epoch))
 
 def rows(seed, start, stop, n):

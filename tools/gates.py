@@ -5,11 +5,11 @@ import ast, filecmp, json, re, shutil, subprocess, sys, tempfile, tomllib
 from pathlib import Path
 from IPython.core.inputtransformer2 import TransformerManager
 from packaging.requirements import Requirement
-import address as addresses, readme, settings
+import address as addresses, exercises, readme, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [["analytic", "schedules", "networks", "data"], ["diffusion", "losses"], ["consistency", "sampling", "checkpoints"],
-          ["metrics", "training"], ["recipes", "atlas"], ["explore", "relatives"]]   # lowest first; within a layer nobody imports a neighbour
+          ["metrics", "runs"], ["training"], ["recipes", "atlas", "sweeps"], ["explore", "relatives", "exercises"]]   # lowest first; within a layer nobody imports a neighbour
 HEAVY = {"torchvision", "plotly", "cleanfid", "matplotlib", "IPython", "ipywidgets", "scipy", "jupyterlab", "nbdev"}
 
 # What the gates read
@@ -95,6 +95,19 @@ def spine(root):
         for part, there in parts.items():
             if not there: yield f"{name} lacks {part}: add it."
 
+def theory(root):
+    "the lessons of the theory, 01 to 07, ask before they show, have a panel with questions, and three exercises with hints and checks"
+    for name, nb in notebooks(root, "0[1-7]_*.ipynb"):
+        prose, code = ("\n\n".join(s for _, s, _ in cells(nb, kind)) for kind in ("markdown", "code"))
+        if prose.count("**Predict first.**") < 3: yield f"{name} asks '**Predict first.**' less than three times: ask before every reveal."
+        if not ("show_panel(" in code and re.search(r"^\*\*Three questions\b.*?^1\. .*?^2\. .*?^3\. ", prose, re.M | re.S)): yield f"{name} lacks a panel (show_panel) with '**Three questions ...' numbered 1 to 3: add them."
+        try: found = list(exercises.exercises(nb))
+        except ValueError as error: yield f"{name}: {error}."; continue
+        if [e.stars for e in found] != [1, 2, 3]: yield f"{name} needs three exercises, '### Exercise ★ · title', then ★★, then ★★★; it has {[e.stars for e in found]}."
+        for e in found:
+            if e.hints < 2: yield f"{name}: the exercise '{e.title}' has {e.hints} hints: give a ladder of at least two, <details><summary>Hint 1</summary>."
+            if not e.ready: yield f"{name}: the cell of '{e.title}' is not the stub of its solution: run python tools/exercises.py stubs."
+
 def first_picture(root):
     "the first picture comes by the third code cell after set-up and imports"
     for name, nb in notebooks(root, "[0-9]*.ipynb"):
@@ -177,7 +190,7 @@ def export_and_clean(root):
             _, changed, missing = filecmp.cmpfiles(root/folder, copy/folder, names, shallow=False)
             for name in sorted(changed + missing): yield f"{folder}/{name} is not what the notebooks export, or not clean: run make sync (and edit notebooks, never ect_nb/)."
 
-GATES = [settings_ini, address, readme_current, lock, spine, first_picture, code_cells, alt_text, light_outputs, layers, light_imports, no_machine, small_data, export_and_clean]
+GATES = [settings_ini, address, readme_current, lock, spine, theory, first_picture, code_cells, alt_text, light_outputs, layers, light_imports, no_machine, small_data, export_and_clean]
 
 if __name__ == "__main__":
     failed = 0

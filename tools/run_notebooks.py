@@ -1,7 +1,7 @@
 """Run notebooks top to bottom, each in a fresh kernel: all of nbs/ in order, or the named ones.
 
 The output of a cell with the line `#| tour-table` (nbdev-clean keeps comments, but not tags) is printed at the end."""
-import argparse, base64, os, sys, time
+import argparse, base64, os, re, sys, time
 from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
@@ -12,9 +12,11 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 PAGE = """{% extends 'lab/index.html.j2' %}{% block data_png %}<div class="jp-RenderedImage jp-OutputArea-output">
 <img alt="{{ output | get_metadata('alt', 'image/png') | escape_html }}" src="data:image/png;base64,{{ output.data['image/png'] | replace('\n', '') }}"></div>{% endblock %}"""
 
-def execute(path):
-    "The notebook at `path`, run from its own folder, with a counter where someone is watching."
+def execute(path, seed=None):
+    "The notebook at `path`, run from its own folder, with `SEED = 0` replaced if a `seed` is given, and a counter where someone is watching."
     nb, start = nbformat.read(path, 4), time.time()
+    if seed is not None:
+        for cell in nb.cells: cell.source = re.sub(r"^SEED = 0\b", f"SEED = {seed}", cell.source, flags=re.M)
     def count(cell, cell_index, **_):
         if sys.stderr.isatty(): print(f"\r{path.stem}: cell {cell_index + 1} of {len(nb.cells)}, {time.time() - start:.0f} s ", end="", file=sys.stderr, flush=True)
     NotebookClient(nb, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}, on_cell_start=count, store_widget_state=False,
@@ -62,7 +64,9 @@ def main():
     parser.add_argument("--save", action="store_true", help="store the outputs in nbs/")
     parser.add_argument("--html", type=Path, metavar="DIR", help="leave executed copies as HTML in DIR")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="leave the pictures as PNG files in DIR")
+    parser.add_argument("--seed", type=int, help="run with another SEED than 0, to see whether what a page says still holds (not with --save)")
     args = parser.parse_args()
+    if args.save and args.seed is not None: sys.exit("run_notebooks: stored outputs are those of SEED = 0: leave out --seed or --save.")
     paths = [NBS/f"{n}.ipynb" for n in args.names] or sorted(NBS.glob("[!._]*.ipynb"))
     missing = [p.name for p in paths if not p.exists()]
     if missing: sys.exit(f"run_notebooks: there is no {', '.join(missing)} in nbs/; give names such as 00_sixty_seconds.")
@@ -70,7 +74,7 @@ def main():
     tables, failed = [], []
     for path in paths:
         start = time.time()
-        try: nb = strip_widgets(execute(path))
+        try: nb = strip_widgets(execute(path, args.seed))
         except CellExecutionError as error:
             failed.append(path.stem); print(f"{path.stem}: stopped after {time.time() - start:.0f} s\n{error}", flush=True); continue
         print(f"{path.stem}: {time.time() - start:.0f} s", flush=True)

@@ -1,0 +1,99 @@
+"""The exercises of the lessons: every check turns the stub away, accepts the solution, and names the usual slips.
+
+The slips of a lesson stand in slips/NN.toml: `exercise` (the check), `old` and `new` (what is changed in the solution), `says` (words its sentence must hold)."""
+import ast, importlib, json, re, sys, tomllib
+from pathlib import Path
+import pytest, torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/"tools"))
+import exercises as source
+
+def lessons():
+    for path in sorted((ROOT/"nbs").glob("0[1-7]_*.ipynb")): yield path, json.loads(path.read_text())
+
+ALL = [pytest.param(path, nb, e, id=f"{path.stem[:2]}-{e.check}") for path, nb in lessons() for e in source.exercises(nb)]
+
+def slips_of(path):
+    file = ROOT/"tests"/"slips"/f"{path.stem[:2]}.toml"
+    return tomllib.loads(file.read_text())["slip"] if file.exists() else []
+
+SLIPS = [pytest.param(path, nb, e, slip, id=f"{path.stem[:2]}-{e.check}-{i}") for path, nb in lessons() for e in source.exercises(nb)
+         for i, slip in enumerate(s for s in slips_of(path) if s["exercise"] == e.check)]
+
+def names(nb):
+    "What an answer may use: what the page imports, and what its module exports."
+    space = {}
+    for cell in nb["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] != "code" or re.search(r"^\s*[!%]", text, re.M): continue
+        for node in ast.parse(text).body:
+            if isinstance(node, (ast.Import, ast.ImportFrom)): exec(ast.unparse(node), space)
+        if m := re.search(r"^#\| default_exp (\w+)", text, re.M): space |= {k: v for k, v in vars(importlib.import_module(f"ect_nb.{m[1]}")).items() if not k.startswith("__")}
+    return space
+
+def verdict(nb, e, answer_source):
+    "What the check says of an answer in source form."
+    space = names(nb)
+    exec(answer_source, space)
+    return space[e.check](space[e.answer])
+
+@pytest.mark.parametrize("path, nb, e", ALL)
+def test_the_stub_is_not_accepted_and_the_solution_is(path, nb, e):
+    assert verdict(nb, e, e.stub).startswith("○")
+    said = verdict(nb, e, e.solution)
+    assert said.startswith("✓"), said
+
+@pytest.mark.parametrize("path, nb, e", ALL)
+def test_whatever_is_handed_in_gets_a_sentence(path, nb, e):
+    judge = names(nb)[e.check]
+    def broken(*a, **k): raise KeyError("oops")
+    nan = torch.tensor(float("nan"))
+    for answer in (broken, lambda *a, **k: "text", lambda *a, **k: nan, lambda *a, **k: torch.zeros(7, 3, 5), lambda *a, **k: (nan, nan), lambda: 1.0, 3, "text"):
+        said = judge(answer)
+        assert said[0] in "✗○" and len(said) > 20 and "\n" not in said.strip(), said
+
+@pytest.mark.parametrize("path, nb, e, slip", SLIPS)
+def test_a_usual_slip_is_named(path, nb, e, slip):
+    assert e.solution.count(slip["old"]) >= 1, f"{slip['old']!r} is not in the solution of {e.title}"
+    said = verdict(nb, e, e.solution.replace(slip["old"], slip["new"]))
+    assert said.startswith("✗") and re.search(slip["says"], said), said
+
+def test_every_exercise_of_a_lesson_has_a_slip():
+    for path, nb in lessons():
+        found = {s["exercise"] for s in slips_of(path)}
+        assert found == {e.check for e in source.exercises(nb)}, path.name
+
+# The tool
+
+def notebook(solution="def f(x):\n    \"Half.\"\n    return x / 2", answer="def f(x):\n    \"Half.\"\n    ..."):
+    text = f"### Exercise ★ · Half\nHalve it.\n\n<details><summary>Hint 1</summary>\n\nDivide.\n</details>\n\n<details><summary>Solution</summary>\n\n```python\n{solution}\n```\n</details>"
+    return dict(cells=[dict(cell_type="markdown", source=text), dict(cell_type="code", source=answer, outputs=[]), dict(cell_type="code", source="print(check_f(f))", outputs=["○"])])
+
+def test_a_stub_keeps_signature_and_docstring_only():
+    assert source.stub('import math\n\ndef f(x, y=2):\n    """One.\n\n    Two."""\n    z = x\n    return z\n\ndef g(\n    a,\n):\n    return a') == \
+        'import math\n\ndef f(x, y=2):\n    """One.\n\n    Two."""\n    ...\n\ndef g(\n    a,\n):\n    ...'
+
+def test_student_and_teacher_copies_come_from_the_one_source():
+    nb = notebook()
+    student, teacher = source.student(nb), source.teacher(nb)
+    assert "return x / 2" not in json.dumps(student) and "Hint 1" in json.dumps(student)
+    assert teacher["cells"][1]["source"] == 'def f(x):\n    "Half."\n    return x / 2' and teacher["cells"][2]["outputs"] == []
+    assert "Solution" in nb["cells"][0]["source"]                                     # the source itself is untouched
+
+def test_a_stub_that_drifted_is_seen_and_renewed():
+    nb = notebook(answer="def f(x): ...")
+    assert not next(source.exercises(nb)).ready and next(source.exercises(source.renew(nb))).ready
+
+@pytest.mark.parametrize("change, says", [(("Solution</summary>", "Answer</summary>"), "no block"), (("### Exercise", "### Exercise"), None)])
+def test_an_exercise_that_is_not_whole_is_a_sentence(change, says):
+    nb = notebook(); nb["cells"][0]["source"] = nb["cells"][0]["source"].replace(*change)
+    if says is None: nb["cells"].pop(); says = "print"
+    with pytest.raises(ValueError, match=says): list(source.exercises(nb))
+
+def test_copies_for_a_class_are_written_whole_and_never_over_anything(tmp_path, capsys):
+    source.main("class", str(tmp_path/"class"))
+    for path, nb in lessons():
+        for kind in ("student", "teacher"): assert (tmp_path/"class"/kind/path.name).exists()
+        assert "<summary>Solution</summary>" not in (tmp_path/"class"/"student"/path.name).read_text()
+    with pytest.raises(SystemExit, match="nothing of yours is overwritten"): source.main("class", str(tmp_path/"class"))
