@@ -198,6 +198,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ect_nb.networks.Linear.forward': ('networks.html#linear.forward', 'ect_nb/networks.py'),
                                  'ect_nb.networks.MLP': ('networks.html#mlp', 'ect_nb/networks.py'),
                                  'ect_nb.networks.MLP.__init__': ('networks.html#mlp.__init__', 'ect_nb/networks.py'),
+                                 'ect_nb.networks.MLP._spread': ('networks.html#mlp._spread', 'ect_nb/networks.py'),
                                  'ect_nb.networks.MLP.forward': ('networks.html#mlp.forward', 'ect_nb/networks.py'),
                                  'ect_nb.networks.PositionalEmbedding': ('networks.html#positionalembedding', 'ect_nb/networks.py'),
                                  'ect_nb.networks.PositionalEmbedding.__init__': ( 'networks.html#positionalembedding.__init__',
