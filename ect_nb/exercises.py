@@ -100,12 +100,13 @@ def check_ict(f):
              "That is r^(1/rho): come back to noise levels with the rho-th power.": share(lambda a, h, k: (a ** (1 / rho) - h).clamp(min=0))}
     return compare(torch.cat([b / a for a, b in zip(t, given)]), torch.cat([b / a for a, b in zip(t, r)]), slips, what="r / t", rtol=1e-2, atol=1e-4)
 
-# %% ../nbs/04_schedules.ipynb #6b5fb521
+# %% ../nbs/04_schedules.ipynb #aa404b67
 @check("A schedule to order: it begins with one foot in diffusion, goes down gently, and takes its time at the end.")
 def check_schedule(f):
     d = f()
     if not isinstance(d, dict) or set(d) != {"mapping", "stages", "p_t", "kimg"}: return "Return a dict with the keys mapping, stages, p_t and kimg, as design() does."
     if d["kimg"] != 64: return f"kimg counts thousands of pictures: the budget is kimg = 64, not {d['kimg']}."
+    if d["p_t"] == LogNormal(1.1): return "The minus sign of P_mean got lost: it is −1.1, which is what LogNormal() has. With +1.1 the median t is 3 instead of 0.33."
     if d["p_t"] != LogNormal(): return "Leave p(t) as it is, p_t=LogNormal(): the mapping and the stages are yours to choose."
     if d["stages"].start != 0: return f"The run should start at stage 0, not {d['stages'].start}."
     rows = plan(**d)
