@@ -1,7 +1,7 @@
 import math
 import numpy as np, pytest, torch
 from scipy import stats
-from ect_nb.schedules import ConstantMapping, LogNormal, SigmoidMapping, Stages, paper_exponent
+from ect_nb.schedules import ConstantMapping, LogNormal, SigmoidMapping, Stages, design, paper_exponent, plan, stage_facts
 
 def seeded(seed=0): return torch.Generator().manual_seed(seed)
 
@@ -90,3 +90,54 @@ def test_ect_draws_t_as_published_and_does_not_truncate_it():
 def test_the_generator_decides_the_draw():
     assert torch.equal(LogNormal().sample(9, seeded(5)), LogNormal().sample(9, seeded(5)))
     assert not torch.equal(LogNormal().sample(9, seeded(5)), LogNormal().sample(9, seeded(6)))
+
+# What a batch is made of, against SciPy's lognormal and quadrature
+
+def integrals(mapping, mean, std, stage):
+    "share of r > 0, mean Δt/t by the trapezoid rule on a fine grid of ln t, and the weight at the median t (t - r grows with t)."
+    u = np.linspace(mean - 9 * std, mean + 9 * std, 400_001)
+    r = r_by_hand(np.exp(u), mapping.q, stage + mapping.first, mapping.k, mapping.b)
+    p = stats.norm(mean, std).pdf(u)
+    median = math.exp(mean)
+    return np.trapezoid(p * (r > 0), u), np.trapezoid(p * (1 - r / np.exp(u)), u), 1 / (median - float(r_by_hand(median, mapping.q, stage + mapping.first, mapping.k, mapping.b)))
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 7])
+@pytest.mark.parametrize("mapping, p_t", [(SigmoidMapping(), LogNormal()), (SigmoidMapping(first=0), LogNormal()), (SigmoidMapping(3.0, k=5.0, b=0.5), LogNormal(0.7, 1.3))])
+def test_stage_facts_are_the_integrals(mapping, p_t, stage):
+    facts = stage_facts(mapping, p_t, stage)
+    assert tuple(facts) == ("share", "gap", "weight")
+    assert np.allclose(list(facts.values()), integrals(mapping, p_t.mean, p_t.std, stage), rtol=1e-3, atol=1e-4)
+
+@pytest.mark.parametrize("mean, std", [(-1.1, 2.0), (0.4, 0.7)])
+def test_the_share_below_a_level_is_scipys(mean, std):
+    t = np.array([1e-4, 0.3, 1.0, 80.0])
+    assert np.allclose(LogNormal(mean, std).cdf(torch.from_numpy(t)), stats.lognorm(s=std, scale=math.exp(mean)).cdf(t), rtol=1e-12)
+    assert float(LogNormal(mean, std).cdf(math.exp(mean))) == pytest.approx(0.5)
+
+# Designs
+
+@pytest.mark.parametrize("stages, kimg", [(1, 0.5), (3, 1.0), (7, 64), (8, 25_600)])
+def test_a_plan_counts_every_picture_in_the_stage_that_the_trainer_gives_it(stages, kimg):
+    d = design(stages=stages, kimg=kimg)
+    rows = plan(**d)
+    assert [r["stage"] for r in rows] == list(range(stages)) and sum(r["images"] for r in rows) == kimg * 1000
+    if kimg < 100:
+        seen = [d["stages"].at(i) for i in range(int(kimg * 1000))]
+        assert [r["images"] for r in rows] == [seen.count(s) for s in range(stages)]
+
+@pytest.mark.parametrize("stages, expected", [(Stages(2), {2: 10_000}), (Stages(0, 4_000), {0: 4_000, 1: 4_000, 2: 2_000}), (Stages(3, 2_000, 4), {3: 2_000, 4: 8_000}), (Stages(5, 99_999), {5: 10_000})])
+def test_a_plan_follows_any_stages(stages, expected):
+    assert {r["stage"]: r["images"] for r in plan(SigmoidMapping(), stages, LogNormal(), 10)} == expected
+
+def test_a_design_is_what_config_takes():
+    from ect_nb.training import Config
+    d = design(q=4, k=3.0, b=2.0, stages=4, kimg=64, P_mean=-0.8, P_std=1.6)
+    config = Config(**d)
+    assert (config.mapping, config.p_t, config.kimg) == (SigmoidMapping(4, k=3.0, b=2.0), LogNormal(-0.8, 1.6), 64)
+    assert [config.stages.at(i) for i in (0, 15_999, 16_000, 63_999, 10**9)] == [0, 0, 1, 3, 3]
+    assert plan(**d)[-1]["gap"] == pytest.approx(plan(**design(q=256, k=3.0, b=2.0, stages=1, P_mean=-0.8, P_std=1.6))[0]["gap"])
+
+@pytest.mark.parametrize("wrong, says", [(dict(q=1), "q must be above 1"), (dict(k=-1), "k at least 0"), (dict(b=0), "b above 0"), (dict(stages=0), "whole number"), (dict(stages=2.5), "whole number"),
+                                         (dict(kimg=0), "above 0"), (dict(P_std=0), "above 0"), (dict(q=math.nan), "q must be above 1")])
+def test_a_design_that_makes_no_schedule_is_a_sentence(wrong, says):
+    with pytest.raises(ValueError, match=says): design(**wrong)
