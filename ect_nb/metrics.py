@@ -194,21 +194,22 @@ def _title(reference, n):
     "A borrowed name is for 50,000 samples against a training set of at least as many; everything else is a Fréchet distance, FD."
     return _TITLES.get(reference.features, "FD") if n == 50_000 and reference.n >= 50_000 else "FD"
 
-# %% ../nbs/10_metrics.ipynb #5c1419c4
+# %% ../nbs/10_metrics.ipynb #37dc3bbd
 def extrapolate(x, reference, groups=20, parts=5):
     """FD∞: the Fréchet distance of features `x` (n, D) that infinitely many samples would have, on a line over 1/n through the mean distances of k disjoint parts, k = 1 … `parts`; Chong & Forsyth 2020.
 
     A `Distance` with metric "FD∞" and no bias left to first order; its jackknife interval is for the truth, and wider than that of `distance`. n / `parts` should exceed D."""
     x, to_reference = _prepared(x, reference, groups, parts)
-    value = _at_zero(x, to_reference, parts)
-    pieces = x.tensor_split(groups)
-    without = [_at_zero(torch.cat(pieces[:g] + pieces[g + 1:]), to_reference, parts) for g in range(groups)]
+    at_zero = lambda rows: _at_zero(x, rows, to_reference, parts)
+    value, pieces = at_zero(torch.arange(len(x))), torch.arange(len(x)).tensor_split(groups)
+    without = [at_zero(torch.cat(pieces[:g] + pieces[g + 1:])) for g in range(groups)]      # whoever stays, stays in the same part
     return Distance(value, *_jackknife(value, torch.tensor(without).double()), 0.0, len(x), reference.features, "FD∞")
 
-def _at_zero(x, to_reference, parts):
-    k = torch.arange(1, parts + 1).double()
-    means = [sum(to_reference(Moments.of(p)) for p in x.tensor_split(int(i))) / int(i) for i in k]
-    line = torch.linalg.lstsq(torch.stack([torch.ones_like(k), k / len(x)], 1), torch.tensor(means).double()[:, None]).solution
+def _at_zero(x, rows, to_reference, parts):
+    "Where the line through the mean distances of the parts of `rows` (row i is in part i mod k) meets 1/n = 0."
+    means = [sum(to_reference(Moments.of(x[rows[rows % k == j]])) for j in range(k)) / k for k in range(1, parts + 1)]
+    one_over_n = torch.arange(1, parts + 1).double() / len(rows)
+    line = torch.linalg.lstsq(torch.stack([torch.ones(parts).double(), one_over_n], 1), torch.tensor(means).double()[:, None]).solution
     return line[0].item()
 
 # %% ../nbs/10_metrics.ipynb #1e6f5620

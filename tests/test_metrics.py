@@ -191,13 +191,13 @@ def test_extrapolation_reaches_the_truth_and_covers_it():
     assert abs(values.mean() - truth) < 3.5 * values.std() / 10
     assert np.mean([e.low <= truth <= e.high for e in ends]) >= 0.87     # binomial(100, 0.95) is below 87 once in 1,000 times
     half = np.mean([(e.high - e.low) / 2 for e in ends])
-    assert 0.85 < half / (2.093 * values.std()) < 1.25
+    assert 0.8 < half / (2.093 * values.std()) < 1.25
     assert ends[0].metric == "FD∞" and str(ends[0]).startswith("FD∞ ") and ends[0].n == N and ends[0].bias == 0
 
 def test_extrapolation_is_the_line_by_hand():
     x = torch.from_numpy(draw(normal(13)))
     shuffled = x[torch.randperm(N, generator=torch.Generator().manual_seed(0))].numpy()
-    means = [np.mean([plain(p) for p in np.array_split(shuffled, k)]) for k in (1, 2, 3)]
+    means = [np.mean([plain(p) for p in (shuffled[j::k] for j in range(k))]) for k in (1, 2, 3)]
     assert extrapolate(x, REFERENCE, parts=3).value == pytest.approx(np.polyfit([1 / N, 2 / N, 3 / N], means, 1)[1], rel=1e-8)
 
 def test_only_the_real_thing_is_called_fid():
