@@ -48,7 +48,7 @@ def _gaussian(mu, cov):
     if (cov - cov.T).abs().max() > 1e-5 * cov.abs().max(): raise ValueError("a covariance is not symmetric: were its arguments mixed up?")
     return mu, (cov + cov.T) / 2
 
-# %% ../nbs/10_metrics.ipynb #00bdd239
+# %% ../nbs/10_metrics.ipynb #0d3cf9d8
 class Moments:
     "How many rows (`n`), their `mean` (D,) and `scatter` (D, D), the sum of outer products of deviations from the mean; float64. `features` names the features."
     def __init__(self, n=0, mean=None, scatter=None, features=""): self.n, self.mean, self.scatter, self.features = n, mean, scatter, features
@@ -69,16 +69,6 @@ class Moments:
         return self
     def __add__(self, other): return _combine(self, other, +1)
     def __sub__(self, part): return _combine(self, part, -1)
-    def save(self, path, **facts):
-        "Write them to the safetensors file `path`, all or nothing, with a checksum and `facts` (texts)."
-        from safetensors.torch import save
-        facts |= dict(n=str(self.n), features=self.features, checksum=_seal(self))
-        checkpoints.write_atomically(path, save(dict(mean=self.mean, scatter=self.scatter), facts))
-        return self
-    @classmethod
-    def load(cls, path):
-        "The moments that `save` wrote. ValueError if the file is damaged."
-        return _read(path)
     def __repr__(self): return f"Moments({self.n:,} rows of {0 if self.mean is None else len(self.mean)} features{self.features and ' '}{self.features})"
 
 # %% ../nbs/10_metrics.ipynb #a5add48c
@@ -91,9 +81,23 @@ def _combine(a, b, sign):
     share, delta = sign * b.n / n, b.mean - a.mean
     return Moments(n, a.mean + share * delta, a.scatter + sign * b.scatter + share * a.n * torch.outer(delta, delta), a.features)
 
-# %% ../nbs/10_metrics.ipynb #23ce6f45
+# %% ../nbs/10_metrics.ipynb #0d7345ae
 def _seal(m): return hashlib.sha256(repr(m.n).encode() + m.mean.numpy().tobytes() + m.scatter.contiguous().numpy().tobytes()).hexdigest()[:16]
 
+def _save(m, path, **facts):
+    "Write the moments to the safetensors file `path`, all or nothing, with a checksum and `facts` (texts); returns them."
+    from safetensors.torch import save
+    facts |= dict(n=str(m.n), features=m.features, checksum=_seal(m))
+    checkpoints.write_atomically(path, save(dict(mean=m.mean, scatter=m.scatter), facts))
+    return m
+
+def _load(path):
+    "The moments that `save` wrote to `path`. ValueError if the file is damaged."
+    return _read(path)
+
+Moments.save, Moments.load = _save, staticmethod(_load)
+
+# %% ../nbs/10_metrics.ipynb #d9040a0f
 def _read(path, **wanted):
     "The moments in the file `path` if its facts are those `wanted`, else None. ValueError if it is damaged."
     from safetensors import safe_open, SafetensorError
@@ -128,7 +132,7 @@ def save_reference(path, pictures, network):
 
 def _key(pictures, network): return dict(pictures=pictures.checksum, weights=network.checksum, features=network.name)
 
-# %% ../nbs/10_metrics.ipynb #80a8ecd0
+# %% ../nbs/10_metrics.ipynb #0f235e0e
 def reference(pictures, network, folder=None):
     """`Moments` of the features of all `pictures` (a `Pictures`), computed once: read from the kit's data or from `folder` (else $ECT_NB_CACHE, else ~/.cache/ect_nb) if the checksums of pictures
     and weights and the network's name are those stored there. A damaged file is computed anew, with a warning. A network without a checksum is not cached."""
@@ -136,7 +140,8 @@ def reference(pictures, network, folder=None):
     key = _key(pictures, network)
     try:
         if m := _read(data.find("fashion_mnist_statistics.safetensors"), **key): return m
-    except (FileNotFoundError, ValueError): pass
+    except FileNotFoundError: pass
+    except ValueError as e: warnings.warn(f"{e}. Until then the statistics are computed", stacklevel=2)
     folder = Path(folder or os.environ.get("ECT_NB_CACHE") or "~/.cache/ect_nb").expanduser()
     try: return _cached(folder / f"moments-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.safetensors", key, lambda: moments(network, pictures))
     except OSError as e: warnings.warn(f"nothing can be kept in {folder} ({e.strerror or e}): the statistics are computed and not stored; set ECT_NB_CACHE to a folder of your own", stacklevel=2)
@@ -163,7 +168,7 @@ class Distance:
     metric: str = "FD"
     def __str__(self): return f"{'' if self.metric == 'FD' else self.metric + ' '}{self.value:.3g} [{self.low:.3g}, {self.high:.3g}] (n = {self.n:,}, {self.features})"
 
-# %% ../nbs/10_metrics.ipynb #89fe3f69
+# %% ../nbs/10_metrics.ipynb #bcec225c
 def distance(x, reference, groups=20):
     """The Fréchet `Distance` of features `x` (n, D) from the `Moments` `reference`, with a delete-group jackknife interval (t quantile, groups - 1 degrees of freedom).
 
@@ -171,7 +176,7 @@ def distance(x, reference, groups=20):
     x, to_reference = _prepared(x, reference, groups, 2)
     whole = Moments.of(x)
     value = to_reference(whole)
-    without = torch.tensor([to_reference(whole - Moments.of(part)) for part in x.tensor_split(groups)]).double()
+    without = torch.tensor([to_reference(whole - Moments.of(part)) for part in x.tensor_split(groups)], dtype=torch.float64)
     return Distance(value, *_jackknife(value, without), (groups - 1) * (without.mean().item() - value), len(x), reference.features, _title(reference, len(x)))
 
 def _prepared(x, reference, groups, least):
@@ -194,7 +199,7 @@ def _title(reference, n):
     "A borrowed name is for 50,000 samples against a training set of at least as many; everything else is a Fréchet distance, FD."
     return _TITLES.get(reference.features, "FD") if n == 50_000 and reference.n >= 50_000 else "FD"
 
-# %% ../nbs/10_metrics.ipynb #37dc3bbd
+# %% ../nbs/10_metrics.ipynb #6415ac4c
 def extrapolate(x, reference, groups=20, parts=5):
     """FD∞: the Fréchet distance of features `x` (n, D) that infinitely many samples would have, on a line over 1/n through the mean distances of k disjoint parts, k = 1 … `parts`; Chong & Forsyth 2020.
 
@@ -203,13 +208,13 @@ def extrapolate(x, reference, groups=20, parts=5):
     at_zero = lambda rows: _at_zero(x, rows, to_reference, parts)
     value, pieces = at_zero(torch.arange(len(x))), torch.arange(len(x)).tensor_split(groups)
     without = [at_zero(torch.cat(pieces[:g] + pieces[g + 1:])) for g in range(groups)]      # whoever stays, stays in the same part
-    return Distance(value, *_jackknife(value, torch.tensor(without).double()), 0.0, len(x), reference.features, "FD∞")
+    return Distance(value, *_jackknife(value, torch.tensor(without, dtype=torch.float64)), 0.0, len(x), reference.features, "FD∞")
 
 def _at_zero(x, rows, to_reference, parts):
     "Where the line through the mean distances of the parts of `rows` (row i is in part i mod k) meets 1/n = 0."
     means = [sum(to_reference(Moments.of(x[rows[rows % k == j]])) for j in range(k)) / k for k in range(1, parts + 1)]
     one_over_n = torch.arange(1, parts + 1).double() / len(rows)
-    line = torch.linalg.lstsq(torch.stack([torch.ones(parts).double(), one_over_n], 1), torch.tensor(means).double()[:, None]).solution
+    line = torch.linalg.lstsq(torch.stack([torch.ones(parts).double(), one_over_n], 1), torch.tensor(means, dtype=torch.float64)[:, None]).solution
     return line[0].item()
 
 # %% ../nbs/10_metrics.ipynb #1e6f5620

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import linalg
 from ect_nb import checkpoints, data, metrics
+from ect_nb.data import Pictures
 from ect_nb.features import INCEPTION, FeatureNetwork
 from ect_nb.metrics import Moments, Share, distance, extrapolate, frechet_distance, measure, memorised, nearest, precision_recall, reference
 
@@ -333,6 +334,11 @@ def test_damaged_cache_is_computed_anew(damage, monkeypatch, tmp_path):
     calls = counted(monkeypatch)
     same(reference(some, eye()), first)
     assert not calls and not list((tmp_path / "cache").glob(".*.tmp"))
+
+def test_damaged_shipped_statistics_are_computed(monkeypatch, tmp_path):
+    (tmp_path / "fashion_mnist_statistics.safetensors").write_bytes(b"cut")
+    monkeypatch.setattr(data, "find", lambda path, folders=None: tmp_path / path)
+    with pytest.warns(UserWarning, match="write it again"): assert reference(Pictures(held_out().images[:40]), eye()).n == 40
 
 def test_no_room_for_the_cache(tmp_path):
     (tmp_path / "file").write_text("not a folder")
