@@ -262,7 +262,7 @@ def memorised(made, train, held_out, at=0.01):
     if at * len(held_out) < 5: raise ValueError(f"{at:.1%} of {len(held_out)} held-out rows are fewer than 5: hold out more, or ask for a larger share")
     return Share.of(nearest(made, train)[0] < nearest(held_out, train)[0].quantile(at))
 
-# %% ../nbs/10_metrics.ipynb #c5689da0
+# %% ../nbs/10_metrics.ipynb #b39ebef6
 def measure(model, pictures, network, times=None, n=1000, seed=0, sampler=None, nfe=None, batch=250, groups=20, run=None, init=None, kimg=None, **more):
     """Draw `n` pictures with `model`, take their `distance` from the training `pictures` (a `Pictures`) in the features of `network`, and return the record, a dict of plain data.
 
@@ -270,6 +270,7 @@ def measure(model, pictures, network, times=None, n=1000, seed=0, sampler=None, 
     `run`, `init`, `kimg` and `more` go into the record, which `RunFolder.record(**r)` keeps."""
     if sampler is None: times, sampler = times or (80.0,), lambda model, z, g: sample(model, z, times, g)
     elif nfe is None: raise ValueError("a sampler of your own wants nfe=, its evaluations per sample, for the record")
+    if getattr(model, "training", False): raise ValueError("the model is in training mode, with its dropout at work: call .eval() first, or measure the EMA")
     parameters = list(model.parameters()) if hasattr(model, "parameters") else []
     device = parameters[0].device if parameters else torch.device("cpu")
     target = reference(pictures, network)

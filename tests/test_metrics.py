@@ -6,7 +6,6 @@ import pytest
 import torch
 from scipy import linalg
 from ect_nb import checkpoints, data, metrics
-from ect_nb.data import Pictures
 from ect_nb.features import INCEPTION, FeatureNetwork
 from ect_nb.metrics import Moments, Share, distance, extrapolate, frechet_distance, measure, memorised, nearest, precision_recall, reference
 
@@ -336,9 +335,10 @@ def test_damaged_cache_is_computed_anew(damage, monkeypatch, tmp_path):
     assert not calls and not list((tmp_path / "cache").glob(".*.tmp"))
 
 def test_damaged_shipped_statistics_are_computed(monkeypatch, tmp_path):
+    some = held_out().subset(40)
     (tmp_path / "fashion_mnist_statistics.safetensors").write_bytes(b"cut")
     monkeypatch.setattr(data, "find", lambda path, folders=None: tmp_path / path)
-    with pytest.warns(UserWarning, match="write it again"): assert reference(Pictures(held_out().images[:40]), eye()).n == 40
+    with pytest.warns(UserWarning, match="write it again"): assert reference(some, eye()).n == 40
 
 def test_no_room_for_the_cache(tmp_path):
     (tmp_path / "file").write_text("not a folder")
@@ -440,7 +440,7 @@ SCHEMA = ["run", "data", "network", "parameters", "init", "kimg", "nfe", "times"
 def test_record_has_the_schema_and_can_be_recomputed(tmp_path):
     from ect_nb.sampling import sample
     from ect_nb.training import RunFolder
-    model, some, network = Constant(), held_out().subset(300), eye()
+    model, some, network = Constant().eval(), held_out().subset(300), eye()
     r = measure(model, some, network, times=(80.0, 0.8), n=120, batch=50, seed=3, run="mine", init="nothing", kimg=1.5, note="a test")
     assert [k for k in SCHEMA if k not in r] == [] and r["note"] == "a test"
     assert (r["run"], r["data"], r["network"], r["parameters"], r["init"], r["kimg"]) == ("mine", "fashion_mnist_20k", "Constant", 1, "nothing", 1.5)
@@ -468,5 +468,6 @@ def test_record_of_a_run_folder_keeps_its_name(tmp_path):
     assert line["run"] == "theirs" and line["nfe"] == 1 and line["times"] == [80.0] and line["features"] == "" and line["parameters"] == 0
 
 def test_measure_refuses():
-    assert "nfe" in refusal(measure, Constant(), held_out().subset(60), eye(), sampler=lambda f, z, g: z)
+    assert "eval()" in refusal(measure, Constant(), held_out().subset(60), eye())
+    assert "nfe" in refusal(measure, Constant().eval(), held_out().subset(60), eye(), sampler=lambda f, z, g: z)
     assert "50 of 50 rows" in refusal(measure, lambda x, t: x * torch.nan, held_out().subset(60), eye(), n=50)
