@@ -4,7 +4,7 @@ import numpy as np, pytest, torch
 from scipy import stats
 from scipy.integrate import solve_ivp
 from torch.func import jvp
-from ect_nb.analytic import GaussianMixture, ideal_denoiser
+from ect_nb.analytic import GaussianMixture, ideal_denoiser, posterior_weights
 
 MIXTURES = {
     "bumps": ([-1.0, 0.2, 1.1], [0.15, 0.06, 0.1], [0.45, 0.2, 0.35]),
@@ -185,3 +185,17 @@ def test_ideal_denoiser_at_small_noise_in_many_dimensions():
     d2 = (x.double()[:, None] - data.double()).square().sum(2)
     wanted = (-d2 / (2 * 0.002**2)).softmax(1) @ data.double()
     assert (ideal_denoiser(x, 0.002, data).double() - wanted).abs().max() < 1e-5
+
+def test_posterior_weights():
+    "Bayes' rule with SciPy's normal densities, one pixel at a time."
+    g = torch.Generator().manual_seed(6)
+    data, x = torch.rand(9, 1, 3, 3, generator=g).double() * 2 - 1, torch.randn(4, 1, 3, 3, generator=g).double()
+    t = torch.tensor([0.2, 0.7, 3.0, 80.0])
+    log_p = np.array([[stats.norm.logpdf(a.numpy(), y.numpy(), s).sum() for y in data] for a, s in zip(x, t.numpy())])
+    wanted = np.exp(log_p - np.logaddexp.reduce(log_p, 1)[:, None])
+    found = posterior_weights(x, t, data)
+    assert found.shape == (4, 9) and np.allclose(found.numpy(), wanted, rtol=1e-6, atol=1e-12)
+    assert torch.allclose(found.sum(1), torch.ones(4).double()) and torch.allclose(found[3], torch.full((9,), 1 / 9).double(), atol=1e-2)
+    assert torch.equal(posterior_weights(data, 1e-3, data), torch.eye(9).double())                      # without noise each knows itself
+    assert torch.allclose(torch.einsum("bn,n...->b...", found, data), ideal_denoiser(x, t, data))
+    with pytest.raises(ValueError, match="must agree"): posterior_weights(x[:, :, :2], 1.0, data)
