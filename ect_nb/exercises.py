@@ -102,7 +102,7 @@ def check_root(root):
     if slope[1] == 0: return "at S = 1e-12 the derivative is 0 and should be 5e5: a clamp or a threshold cuts off small differences, and late stages live on those."
     return compare(slope, slopes, {"The derivative is cut somewhere: it is 1/(2√S) for every S > 0.": slopes.clamp(max=1e4)}, "the derivative", rtol=1e-5, atol=1e-9)
 
-# %% ../nbs/05_weighting.ipynb #1d2ff509
+# %% ../nbs/05_weighting.ipynb #6b431e86
 @check("Each metric has a weight that is fair to it; yours makes good one power of the gap more than 1/(t − r) does with √S, since here ‖Δ‖ is in the gradient.")
 def check_fitting_weight(fitting_weight):
     sigma, D, n = 0.5, 256, 256
@@ -110,13 +110,11 @@ def check_fitting_weight(fitting_weight):
     r, f = SigmoidMapping()(t, 8), GaussianMixture(torch.zeros(1, D), [sigma]).denoise
     x0, eps = (torch.randn(n, D, generator=dice, dtype=torch.float64) for _ in "xe")
     size = (f(sigma * x0 + t[:, None] * eps, t) - f(sigma * x0 + r[:, None] * eps, r)).norm(dim=1)
-    w, network = fitting_weight(t, r), t * sigma / (sigma**2 + t**2).sqrt()
+    w, speed, network = fitting_weight(t, r), sigma**2 / (sigma**2 + t**2), t * sigma / (sigma**2 + t**2).sqrt()
     if not torch.is_tensor(w) or w.shape != t.shape: return f"the weight should be a tensor of the shape {tuple(t.shape)}, one number for each row."
     if not (w.isfinite() & (w > 0)).all(): return "some weights are negative, 0 or not finite: are t and r swapped? The gap is t − r."
-    share = (w.double() * 2 * size * network).view(8, -1).sum(1)
-    share = share / share.sum()
+    share = (w.double() * 2 * size * network).view(8, -1).sum(1) / (w.double() * 2 * size * network).sum()
     if share.max() / share.min() < 1.15: return None
-    speed = sigma**2 / (sigma**2 + t**2)
     slips = {"That is EDM's weight, fair where r = 0. Just below t, ‖Δ‖ is proportional to the gap: start from the three factors.": edm(t, r),
              "That is ECT's weight, fair to √S. The squared metric has one factor more, its slope 2‖Δ‖.": inverse_gap(t, r),
              "The network's factor c_out(t) is missing: rows with little noise stay quiet.": 1 / ((t - r) * speed),

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from .networks import shared_dropout, shares_dropout
 
-# %% ../nbs/05_weighting.ipynb #054d8d9e
+# %% ../nbs/05_weighting.ipynb #ae248aa9
 def _sum_squares(delta): return delta.flatten(1).square().sum(1)
 
 def squared(delta, c=0.0):
@@ -32,7 +32,6 @@ def adaptive(delta, c=0.03, p=0.5):
 
 METRICS = dict(squared=squared, pseudo_huber=pseudo_huber, adaptive=adaptive)
 
-# %% ../nbs/05_weighting.ipynb #147f3891
 def slope(metric, size, c=0.0):
     "d metric / d‖Δ‖ (B,) of rows whose difference has the norm `size` (B,): how hard each pulls. `metric` is one of `METRICS`, or any function of (delta, c) that rests on S alone."
     size = size.detach().clone().requires_grad_()
