@@ -3,7 +3,7 @@ from decimal import Decimal, getcontext
 import numpy as np, pytest, torch
 from torch import nn
 from ect_nb.diffusion import Precond, denoising_loss
-from ect_nb.losses import METRICS, WEIGHTS, adaptive, ect_loss, edm, inverse_gap, pseudo_huber, squared, uniform
+from ect_nb.losses import METRICS, WEIGHTS, adaptive, ect_loss, edm, effective_rows, geometric_median, inverse_gap, noise_scale, pseudo_huber, slope, squared, uniform
 from ect_nb.networks import Dropout, MLP, UNet
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")),
@@ -286,3 +286,54 @@ def test_ect_weighs_by_the_inverse_gap_and_measures_by_the_root_by_default():
     x0, t, r, eps = batch((3,))
     loss = ect_loss(lambda x, t: 3 * x, x0, t, r, eps)       # f(x_t) - f(x_r) = 3 (t - r) eps
     assert torch.allclose(loss[BETWEEN], 3 * eps[BETWEEN].norm(dim=1), rtol=1e-4) and (loss[SAME] == 0).all()
+
+# ---- who is heard, and what a metric aims at
+
+def test_the_slope_is_the_derivative_worked_out_by_hand():
+    s = torch.tensor([0.0, 1e-3, 0.5, 20.0], dtype=torch.float64)
+    assert torch.allclose(slope(squared, s), 2 * s) and torch.allclose(slope(pseudo_huber, s, 0.06), s / (s**2 + 0.06**2).sqrt())
+    assert torch.equal(slope(pseudo_huber, s), (s > 0).double())                       # √S: 1 everywhere, and 0 at 0
+    for p in (0.5, 1.0): assert torch.allclose(slope(lambda d, c: adaptive(d, c, p), s, 0.3), 2 * s / (s**2 + 0.09) ** p)
+
+def test_the_slope_can_be_asked_without_gradients_and_leaves_its_argument_alone():
+    s = torch.ones(3, requires_grad=True)
+    with torch.no_grad(): found = slope(squared, s)
+    assert torch.equal(found, torch.full((3,), 2.0)) and not found.requires_grad and s.grad is None
+
+@pytest.mark.parametrize("metric, c", [(squared, 0.0), (pseudo_huber, 0.0), (pseudo_huber, 0.3), (adaptive, 0.3)])
+def test_weight_slope_and_network_multiply_to_the_gradient_of_a_row(metric, c):
+    model = shaken(Precond(MLP(3, 16, 1)))
+    x0, t, r, eps = (a[BETWEEN][:1] for a in batch((3,)))
+    params = list(model.parameters())
+    norm = lambda grads: torch.cat([v.flatten() for v in grads]).norm()
+    whole = norm(torch.autograd.grad(ect_loss(model, x0, t, r, eps, metric=metric, c=c).sum(), params))
+    y = model(x0 + t[:, None] * eps, t)
+    delta = (y - model(x0 + r[:, None] * eps, r)).detach()
+    size = delta.norm(dim=1)
+    assert torch.allclose(whole, inverse_gap(t, r) * slope(metric, size, c) * norm(torch.autograd.grad(y, params, delta / size)), rtol=1e-4)
+
+def test_effective_rows_counts_rows():
+    assert effective_rows(torch.full((7,), 0.3)) == pytest.approx(7) and effective_rows(torch.tensor([0.0, 5.0, 0.0])) == pytest.approx(1)
+    assert effective_rows(torch.tensor([1.0, 1.0, 0.0, 0.0])) == pytest.approx(2)
+
+def test_the_noise_scale_is_trace_over_squared_mean_and_unbiased_in_both_parts():
+    generator, mean, std = torch.Generator().manual_seed(0), torch.tensor([1.0, -2.0, 0.0]).double(), torch.tensor([3.0, 1.0, 2.0]).double()
+    draw = lambda n: mean + std * torch.randn(n, 3, generator=generator, dtype=torch.float64)
+    assert float(noise_scale(draw(200_000))) == pytest.approx(14 / 5, rel=0.02)
+    rows = draw(6)                                                                     # against the textbook: tr of the sample covariance, and the mean of products of two different rows
+    pairs = [rows[i] @ rows[j] for i in range(6) for j in range(6) if i != j]
+    assert float(noise_scale(rows)) == pytest.approx(float(rows.T.cov().trace() / torch.stack(pairs).mean()))
+
+def test_the_geometric_median_has_the_least_mean_distance():
+    from scipy.optimize import minimize
+    points, weights = rand(40, 3, dtype=torch.float64).exp(), rand(40, seed=1, dtype=torch.float64).square()
+    cost = lambda y: float((weights * (points - torch.as_tensor(y)).norm(dim=1)).sum())
+    best = minimize(cost, points.mean(0).numpy(), method="Nelder-Mead", options=dict(xatol=1e-9, fatol=1e-12, maxiter=5000)).x
+    assert np.allclose(geometric_median(points, weights, 500), best, atol=1e-5)
+
+def test_the_geometric_median_in_one_dimension_is_the_median_and_a_majority_takes_all():
+    values = rand(101, 1, dtype=torch.float64).exp()
+    assert torch.allclose(geometric_median(values, steps=3000), values.median(), atol=1e-3)
+    triangle = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    assert torch.allclose(geometric_median(triangle, torch.tensor([0.6, 0.2, 0.2]), 500), triangle[0], atol=1e-4)
+    assert torch.allclose(geometric_median(triangle, torch.tensor([1, 2, 2])), geometric_median(triangle[[0, 1, 1, 2, 2]]), atol=1e-6)
