@@ -74,7 +74,7 @@ def shares_dropout(model):
     "Whether every source of randomness in `model` is a `Dropout` of this module, so that a second pass may see a subset of rows."
     return isinstance(model, nn.Module) and getattr(model, "shares_dropout", False)
 
-# %% ../nbs/08_networks.ipynb #01bbf3ac
+# %% ../nbs/08_networks.ipynb #cb0171a9
 class MLP(nn.Module):
     "A multilayer perceptron for data `x` (B, `dim`) with noise condition `c` (B,)."
     shares_dropout = True
@@ -86,6 +86,15 @@ class MLP(nn.Module):
         sizes = [dim + 33] + [width] * depth
         hidden = [m for a, b in zip(sizes, sizes[1:]) for m in (nn.Linear(a, b), nn.SiLU(), Dropout(dropout))]
         self.layers = nn.Sequential(*hidden, nn.Linear(width, dim))
+        self._spread(dim)
+
+    @torch.no_grad()
+    def _spread(self, dim):
+        "Weights of He et al. 2015; in the first layer unit weights for x, and bends spread around 0."
+        linear = [m for m in self.layers if isinstance(m, nn.Linear)]
+        for m in linear: nn.init.kaiming_normal_(m.weight)
+        linear[0].weight[:, :dim].normal_(std=dim**-0.5)
+        linear[0].bias.uniform_(-1, 1)
 
     def forward(self, x, c):
         c = c.to(x.dtype)

@@ -3,6 +3,7 @@ import numpy as np, pytest, torch
 import torch.nn.functional as F
 from torch import nn
 from ect_nb.diffusion import Precond
+from ect_nb.analytic import GaussianMixture
 from ect_nb.networks import MLP, Classifier, Dropout, PositionalEmbedding, UNet, shared_dropout, shares_dropout
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")),
@@ -226,3 +227,20 @@ def test_only_networks_whose_every_die_is_ours_say_so():
     class Mine(nn.Module): pass
     assert shares_dropout(MLP()) and shares_dropout(Precond(MLP())) and shares_dropout(small())
     assert not any(map(shares_dropout, (nn.Dropout(0.5), Mine(), Precond(Mine()), lambda x, t: x)))
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_toy_network_learns_a_denoiser_quickly(seed):
+    "Trained for a few hundred steps it is much nearer to the ideal denoiser than the best linear one, where that one is wrong."
+    mixture = GaussianMixture([[-1.1], [0.1], [1.2]], [0.12, 0.05, 0.08], [0.40, 0.25, 0.35])
+    torch.manual_seed(seed)
+    f = Precond(MLP(width=64), sigma_data=1.0)
+    adam = torch.optim.Adam(f.parameters(), lr=3e-3)
+    for _ in range(400):
+        x0, t = mixture.sample(256), torch.randn(256).mul(2).exp()
+        x_t = x0 + t[:, None] * torch.randn_like(x0)
+        ((f(x_t, t) - x0).square().sum(1) * (1 + 1 / t**2)).mean().backward()
+        adam.step(); adam.zero_grad()
+    x0, t = mixture.sample(2000), torch.logspace(-1, 0, 2000)
+    x_t = x0 + t[:, None] * torch.randn_like(x0)
+    wrong = lambda y: float((y - mixture.denoise(x_t, t)).square().mean().sqrt())
+    assert wrong(f(x_t, t).detach()) < 0.6 * wrong(x_t / (1 + t[:, None] ** 2))
