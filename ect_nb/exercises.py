@@ -54,11 +54,11 @@ def compare(got, want, slips={}, what="the answer", rtol=1e-3, atol=1e-5):
 # %% ../nbs/01_noise.ipynb #7e5cc01b
 from .analytic import GaussianMixture, ideal_denoiser
 
-# %% ../nbs/01_noise.ipynb #fac97734
+# %% ../nbs/01_noise.ipynb #e8b77d6e
 @check("Variances add, so no bump can stay narrower than the noise: at large t the crowd is t wide, whatever the data.")
 def check_spread(spread):
     "`spread(mix, t)` is the standard deviation of x_t for a mixture of numbers; held against an integral of the density."
-    mix = GaussianMixture([-2.0, 0.5, 1.5], [0.3, 0.1, 0.8], [0.6, 0.1, 0.3])
+    mix = GaussianMixture([-2.0, 0.5, 1.8], [0.3, 0.1, 0.8], [0.6, 0.1, 0.3])
     w, m, s = mix.weights, mix.means, mix.stds
     for t in (0.5, 3.0, 0.0):
         x = torch.linspace(-3 - 12 * (t + 1), 3 + 12 * (t + 1), 20_001, dtype=torch.float64)
@@ -68,11 +68,12 @@ def check_spread(spread):
                  "You added standard deviations. Of independent things the variances add: square, add, and take the root.": data.sqrt() + t,
                  "You count how wide each bump is, but not that the bumps stand apart: E[x0²] has m² in it as well.": (w @ s**2 + t**2).sqrt(),
                  "Take off the square of the mean: the variance is E[x0²] − (E[x0])².": (w @ (s**2 + m**2) + t**2).sqrt(),
+                 "The mean must be weighted too: take weights @ means.": (w @ (s**2 + (m - m.mean())**2) + t**2).sqrt(),
                  "The bumps are not equally likely: average with mix.weights.": ((s**2 + m**2).mean() - m.mean()**2 + t**2).sqrt(),
                  "The noise has the variance t², not t.": (data + t).sqrt(), "That is the data without the noise: t must enter.": data.sqrt()}
         if complaint := compare(spread(mix, t), var.sqrt(), slips, f"at t = {t:g} the spread"): return complaint
 
-# %% ../nbs/01_noise.ipynb #5f1fa5ed
+# %% ../nbs/01_noise.ipynb #eaac1c2f
 @check("The slope of the denoiser, times t², is the variance of what could have led here: it is large on the risers, where one answer cannot be right.")
 def check_posterior_variance(variance):
     "`variance(denoise, x, t)` is Var[x0 | x_t = x]; held against Bayes' rule on a grid."
@@ -84,6 +85,7 @@ def check_posterior_variance(variance):
             want = p @ x0**2 - (p @ x0)**2
             slips = {"That is the slope of D alone. The quotient rule leaves 1/t² on the right: multiply by t².": want / t**2,
                      "The slope of the Gaussian brings 1/t², so the factor is t², not t.": want / t, "That is the standard deviation: the variance is its square.": want.sqrt(),
+                     "That says how far D moved x, not how sure it is: the variance is in the slope of D.": (x - mix.denoise(x, t))**2, "That is a mean over the rows: differentiate the sum, so that each row keeps its own slope.": want / len(x),
                      "That is the slope of x − D. The part of x that D passes on is the slope of D itself.": t**2 - want,
                      "The sign is turned: D rises with x, and a variance is not negative.": -want, "Divide by t² and you undo it twice: D' is Var / t² already.": want / t**4}
             if complaint := compare(variance(mix.denoise, x, t), want, slips, f"at t = {t:g} the variance"): return complaint
@@ -103,7 +105,7 @@ def _sure(x, t, points, by=0.02):
     keep = (near == near[0]).all(0)
     return x[keep], near[0, keep]
 
-# %% ../nbs/01_noise.ipynb #ffdf74d2
+# %% ../nbs/01_noise.ipynb #a18a503f
 @check("A consistency map, exact for a finite set: each start belongs to one datum, and each datum owns an equal share of all starts.")
 def check_end_of_path(end_of_path):
     "`end_of_path(x, t, data)` names the datum where each path ends; held against ranks on a line, and an 8th-order solver in the plane."
@@ -112,7 +114,9 @@ def check_end_of_path(end_of_path):
     for data, t in ((line, 3.0), (plane, 1.5), (plane, 20.0)):
         x, want = _sure((1 + t**2)**0.5 * torch.randn(40, data.shape[1], generator=g).double(), t, data)
         before = x.clone()
-        got = torch.as_tensor(end_of_path(x, t, data))
+        got = end_of_path(x, t, data)
+        if isinstance(got, tuple): return "The answer is a pair: min(1) gives values and indices. End with argmin(1), which gives the indices."
+        got = torch.as_tensor(got)
         if not torch.equal(x, before): return "Your function changes the x it is given (in-place +=): write x = x + ... instead."
         if got.shape != want.shape: return f"The answer should be one index for each start, of shape {tuple(want.shape)}, and has the shape {tuple(got.shape)}."
         if got.is_floating_point() or got.dtype == torch.bool: return "The answer should be indices, whole numbers into data: end with argmin."
@@ -120,6 +124,7 @@ def check_end_of_path(end_of_path):
                  "That is the datum nearest to one answer of the denoiser, which is a mean. Take many small steps, and ask anew at each.": torch.cdist(ideal_denoiser(x, t, data), data).argmin(1),
                  "Your walk leads away from the data: a step from s down to r adds (r − s) v, and r − s is negative.": _ends(data, x, t, -1)}
         right = (got == want).double().mean()
+        if right < 0.5: slips |= {"No walk with these steps ends like this. Check the first level, which is t, and the velocity, (x − D)/s.": got}
         if right < 0.97: return next((s for s, v in slips.items() if (got == v).double().mean() > 0.97), f"{right:.0%} of the starts at t = {t:g} are given their right end: take more and smaller steps where t is small, and go down well below the gaps between data.")
 
 # %% ../nbs/02_diffusion.ipynb #3f73dc55
