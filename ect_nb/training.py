@@ -4,22 +4,25 @@
 
 # %% auto #0
 __all__ = ['Config', 'to_json', 'from_json', 'seed_of', 'dice', 'rows', 'learning_rate', 'update_ema', 'set_precision',
-           'fast_precisions', 'residual_errors', 'choose_precision', 'RunFolder', 'lock', 'open_run', 'write_config',
-           'checksum', 'pack', 'unpack', 'save_state', 'load_state', 'batch_of', 'draw', 'train_step', 'Progress',
-           'facts_of', 'device_name', 'train']
+           'fast_precisions', 'residual_errors', 'choose_precision', 'batch_of', 'draw', 'train_step', 'Progress',
+           'facts_of', 'device_name', 'train', 'RunFolder', 'lock', 'open_run', 'write_config', 'checksum', 'pack',
+           'unpack', 'save_state', 'load_state']
 
-# %% ../nbs/06_training.ipynb #2406cd51
-import inspect, copy, json, math, platform, signal, threading, time, warnings, zlib
+# %% ../nbs/06_training.ipynb #84208586
+import copy, inspect, json, math, platform, signal, threading, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
-from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
 from . import checkpoints, losses, schedules
 from .networks import shares_dropout
+from .runs import RunFolder, checksum, flat, load_state, lock, open_run, pack, room, save_state, unflat, unpack, write_config
 from .schedules import LogNormal, SigmoidMapping, Stages
+
+# %% ../nbs/06_training.ipynb #d7714930
+_all_ = ["RunFolder", "lock", "open_run", "write_config", "checksum", "pack", "unpack", "save_state", "load_state"]      # offered here too
 
 # %% ../nbs/06_training.ipynb #c81d5e8f
 @dataclass(frozen=True)
@@ -132,115 +135,6 @@ def residual_errors(model, x0, t, r, eps, precisions):
 def choose_precision(errors, limit=0.3):
     "The first arithmetic of `errors` whose error is at most `limit`, else float32."
     return next((p for p, e in errors.items() if e <= limit), "float32")
-
-# %% ../nbs/06_training.ipynb #b89401a3
-class RunFolder:
-    "The files of one run under `path`."
-    def __init__(self, path): self.path = Path(path)
-
-    def states(self): return sorted((self.path / "state").glob("step-*.safetensors"))
-
-    def snapshots(self):
-        "The kept EMA weights as {kimg: path}, in order."
-        return {int(p.stem.split("-")[1]): p for p in sorted((self.path / "snapshots").glob("kimg-*.safetensors"))}
-
-    def config(self):
-        "What config.json says: config, init, data, network, precision_chosen."
-        try: return json.loads((self.path / "config.json").read_text())
-        except (OSError, ValueError) as e: raise ValueError(f"{self.path / 'config.json'} cannot be read ({e}): restore it, or choose another folder") from None
-
-    def record(self, **measurement):
-        "Append one measurement to metrics.jsonl."
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "metrics.jsonl").open("a") as f: f.write(json.dumps(dict(run=self.path.name) | measurement) + "\n")
-
-    def records(self):
-        "All measurements, oldest first; a line that a crash cut short is left out."
-        file = self.path / "metrics.jsonl"
-        return [r for r in map(_parse, file.read_text().splitlines() if file.exists() else []) if r]
-
-def _parse(line):
-    try: return json.loads(line)
-    except ValueError: return None
-
-# %% ../nbs/06_training.ipynb #e9517855
-def lock(folder):
-    "A lock on a run folder that the system drops when the process dies. RuntimeError if another process trains there."
-    from filelock import FileLock, Timeout
-    folder.path.mkdir(parents=True, exist_ok=True)
-    try: return FileLock(folder.path / ".lock").acquire(timeout=0)
-    except Timeout: raise RuntimeError(f"{folder.path} is in use: another process is training there; wait for it or choose another folder") from None
-
-def open_run(folder, facts):
-    "Begin or continue the run that `facts` (config, init, data, network) describe. ValueError if the folder holds anything else."
-    if not (folder.path / "config.json").exists():
-        strangers = [p.name for p in folder.path.iterdir() if not p.name.startswith(".")]
-        if strangers: raise ValueError(f"{folder.path} is not empty and not a run (it holds {strangers[0]}): choose another folder")
-        return write_config(folder, facts)
-    was = folder.config()
-    if not isinstance(was, dict) or "init" not in was or not isinstance(was.get("config"), dict): raise ValueError(f"{folder.path / 'config.json'} is not that of a run: choose another folder")
-    other = [f"its {k} is {was['config'].get(k)}, not {v}" for k, v in facts["config"].items() if k not in _MAY_CHANGE and was["config"].get(k) != v]
-    other += [f"its {k} was {was.get(k)}, not {facts[k]}" for k in ("init", "data", "network") if was.get(k) != facts[k]]
-    if facts["config"]["decay"] in ("linear", "cosine") and was["config"]["kimg"] != facts["config"]["kimg"]: other.append("its learning rate was planned for another kimg")
-    if other: raise ValueError(f"{folder.path} holds another run ({other[0]}): choose another folder, or the same settings to continue it")
-    for left in folder.path.rglob(".*.tmp"): left.unlink(missing_ok=True)
-    write_config(folder, was | dict(config=facts["config"]))
-
-_MAY_CHANGE = {"kimg", "snapshot_kimg", "state_seconds"}
-
-def write_config(folder, facts): checkpoints.write_atomically(folder.path / "config.json", json.dumps(facts, indent=1).encode())
-
-# %% ../nbs/06_training.ipynb #d1523bb1
-def checksum(tensors):
-    "Eight hexadecimal digits that change with any bit of a dict of tensors."
-    total = 0
-    for k in sorted(tensors): total = zlib.crc32(tensors[k].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), total)
-    return f"{total:08x}"
-
-def pack(**parts):
-    "State dicts as one flat dict of tensors on the host: pack(model=…)['model.layer.weight']."
-    return {f"{name}.{k}": torch.as_tensor(v).detach().cpu().contiguous().clone() for name, d in parts.items() for k, v in d.items()}
-
-def unpack(tensors, name):
-    "The state dict that was packed under `name`."
-    return {k[len(name) + 1:]: v for k, v in tensors.items() if k.startswith(name + ".")}
-
-def _flat(optimizer): return {f"{i}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
-
-def _unflat(optimizer, flat):
-    state = {}
-    for name, v in flat.items():
-        i, k = name.split(".", 1)
-        state.setdefault(int(i), {})[k] = v
-    optimizer.load_state_dict(optimizer.state_dict() | dict(state=state))
-
-# %% ../nbs/06_training.ipynb #c55b8619
-def _seal(tensors, facts):
-    kinds = [(k, str(v.dtype), list(v.shape)) for k, v in sorted(tensors.items())]
-    return f"{zlib.crc32(json.dumps([facts, kinds]).encode(), int(checksum(tensors), 16)):08x}"
-
-def save_state(folder, tensors, **facts):
-    "Keep `tensors` and `facts` as the newest state, beside the one before it. RuntimeError if they cannot be written; the older state is then untouched."
-    from safetensors.torch import save as to_bytes
-    header = dict(format="ect_nb state 1", facts=json.dumps(facts), checksum=_seal(tensors, json.dumps(facts)))
-    path = folder.path / "state" / f"step-{facts['step']:09d}.safetensors"
-    try: checkpoints.write_atomically(path, to_bytes(tensors, header))
-    except OSError as e: raise RuntimeError(f"the state could not be saved in {path.parent} ({e.strerror}): the one before it is whole; make room and continue") from e
-    for beyond in folder.states():
-        if beyond > path: beyond.unlink()                                     # damaged, or this state would not have been reached
-    for old in folder.states()[:-2]: old.unlink()
-
-def load_state(folder):
-    "(tensors, facts) of the newest whole state, None if there is none yet. Warns of a damaged one; RuntimeError if all are damaged."
-    from safetensors import safe_open, SafetensorError
-    for path in reversed(folder.states()):
-        try:
-            with safe_open(path, "pt") as f: header, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
-            if _seal(tensors, header["facts"]) != header["checksum"]: raise ValueError("its checksum is wrong")
-            return tensors, json.loads(header["facts"])
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
-            warnings.warn(f"{path} is damaged ({e}): the state before it is used, if there is one", stacklevel=2)
-    if folder.states(): raise RuntimeError(f"every state in {folder.path / 'state'} is damaged: start again in another folder, or from a snapshot in {folder.path / 'snapshots'}")
 
 # %% ../nbs/06_training.ipynb #618066c1
 def batch_of(data, index): return data.batch(index) if hasattr(data, "batch") else data[index.to(data.device)]
@@ -375,10 +269,10 @@ def _advance(run):
     run.seconds += time.perf_counter() - started
     return loss
 
-# %% ../nbs/06_training.ipynb #98dc456f
+# %% ../nbs/06_training.ipynb #61af373e
 def _save(run):
     _check(run)
-    tensors = pack(model=run.model.state_dict(), ema=run.ema.state_dict(), optimizer=_flat(run.optimizer), window=dict(loss=run.window))
+    tensors = pack(model=run.model.state_dict(), ema=run.ema.state_dict(), optimizer=flat(run.optimizer), window=dict(loss=run.window))
     if not all(v.isfinite().all() for k, v in tensors.items() if v.is_floating_point()): raise FloatingPointError(f"a weight is not a number any more after {run.images:,} pictures: use a smaller lr; the state before is whole")
     save_state(run.folder, tensors, step=run.step, seconds=run.seconds, stage=run.stage, precision=run.precision, chosen=run.chosen, scaler=run.scaler.state_dict())
     run.saved_step, run.saved_at = run.step, time.monotonic()
@@ -392,7 +286,7 @@ def _restore(run, facts):
 
 def _take_up(run, tensors, was):
     run.model.load_state_dict(unpack(tensors, "model")); run.ema.load_state_dict(unpack(tensors, "ema"))
-    _unflat(run.optimizer, unpack(tensors, "optimizer"))
+    unflat(run.optimizer, unpack(tensors, "optimizer"))
     run.window.copy_(tensors["window.loss"])
     run.step, run.seconds, run.stage, run.precision, run.chosen = (was[k] for k in ("step", "seconds", "stage", "precision", "chosen"))
     run.scaler = _scaler(run.device, run.precision)
@@ -403,7 +297,7 @@ def _take_up(run, tensors, was):
 def _check(run):
     if not torch.isfinite(run.window).all(): raise FloatingPointError(f"the loss is not a number any more after {run.images:,} pictures: use a smaller lr or precision='float32'; what was saved before is whole")
 
-# %% ../nbs/06_training.ipynb #a2ac9bf8
+# %% ../nbs/06_training.ipynb #8f97b7e6
 def _keep(run):
     "After a step: record the loss a hundred times a run, keep a snapshot where one is due, and the state now and then."
     c, last = run.config, run.step == run.steps
@@ -419,11 +313,6 @@ def _keep(run):
 def _snapshot(run):
     path = run.folder.path / "snapshots" / f"kimg-{run.images // 1000:06d}.safetensors"
     checkpoints.save(run.ema, path, run=run.folder.path.name, images=run.images, seconds=round(run.seconds, 1), device=device_name(run.device), config=to_json(run.config), software=f"torch {torch.__version__}")
-
-@contextmanager
-def _room(folder):
-    try: yield
-    except OSError as e: raise RuntimeError(f"{folder.path} cannot be written to ({e.strerror}): what was saved before is whole; make room and continue") from e
 
 # %% ../nbs/06_training.ipynb #822c10f2
 def train(model, data, config=Config(), folder=None, device=None):
@@ -460,7 +349,7 @@ def _validate_parts(model, data):
     if not hasattr(data, "batch") and not (torch.is_tensor(data) and data.is_floating_point()): raise ValueError("data must be Pictures or a float tensor (N, …) scaled to [-1, 1]")
     if not len(data): raise ValueError("data is empty: there is nothing to train on")
 
-# %% ../nbs/06_training.ipynb #7ea9e573
+# %% ../nbs/06_training.ipynb #637f12c2
 def _steps(run, facts):
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     with lock(run.folder) if run.folder else nullcontext():
@@ -471,7 +360,7 @@ def _steps(run, facts):
                 with _whole_steps() as pressed:
                     loss = _advance(run)
                     if run.folder:
-                        with _room(run.folder): _keep(run)
+                        with room(run.folder): _keep(run)
                     run.whole = True
                 if pressed: raise KeyboardInterrupt
                 yield _progress(run, loss)
