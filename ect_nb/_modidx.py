@@ -402,6 +402,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ect_nb.tradeoff._floor': ('tradeoff.html#_floor', 'ect_nb/tradeoff.py'),
                                  'ect_nb.tradeoff._grid': ('tradeoff.html#_grid', 'ect_nb/tradeoff.py'),
                                  'ect_nb.tradeoff._samples': ('tradeoff.html#_samples', 'ect_nb/tradeoff.py'),
+                                 'ect_nb.tradeoff._span': ('tradeoff.html#_span', 'ect_nb/tradeoff.py'),
                                  'ect_nb.tradeoff._ticks': ('tradeoff.html#_ticks', 'ect_nb/tradeoff.py'),
                                  'ect_nb.tradeoff._titled': ('tradeoff.html#_titled', 'ect_nb/tradeoff.py'),
                                  'ect_nb.tradeoff._wide': ('tradeoff.html#_wide', 'ect_nb/tradeoff.py'),

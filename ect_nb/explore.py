@@ -18,15 +18,15 @@ from .panels import (COLORS, VIEW, Flow, FlowPicture, Live, Tuning, complaint, d
 _all_ = ["COLORS", "VIEW", "Flow", "FlowPicture", "Live", "Tuning", "complaint", "draw_png", "figure_panel", "film", "flow", "flow_panel", "flow_words", "guard", "image_html", "images_figure",
     "natural", "png", "png_bytes", "quick_png", "show_figure", "show_images", "show_panel", "tile", "to_uint8", "tuning_figure", "tuning_panel", "tuning_words", "Atlas", "live_panel", "plan", "planner", "break_even", "setting", "curve", "tuned", "walk_of", "evaluations_for", "expected", "strip"]
 
-# %% ../nbs/13_explore.ipynb #9d063627
-import asyncio, html
+# %% ../nbs/13_explore.ipynb #ab14c654
+import asyncio, html, math
 from pathlib import Path
 from .atlas import TIMES, Atlas, survey
 from .live import evaluations, live_panel
 from .panels import _readout
 from .runs import RunFolder
 from .planner import SPEEDS, Plan, break_even, expected, plan, plan_words, planner, preset
-from .tradeoff import (_bars, _budget_colors, _floor, _ROUND, _samples, _ticks, _titled, _wide, budgets, compare_figure, compare_words, curve, difference, difference_sheet,
+from .tradeoff import (_bars, _budget_colors, _floor, _ROUND, _samples, _span, _ticks, _titled, _wide, budgets, compare_figure, compare_words, curve, difference, difference_sheet,
     evaluations_for, everything, explorer_figure, measured_as, say, setting, settings_table, strip, tuned, walk_of)
 
 # %% ../nbs/13_explore.ipynb #d3444630
@@ -67,14 +67,15 @@ def _listen(pick, error):
     pick.run.observe(guard(error, other_run), "value")
     for s in (pick.kimg, pick.nfe): s.observe(guard(error, moved), "value")
 
-# %% ../nbs/13_explore.ipynb #7ca53b7b
+# %% ../nbs/13_explore.ipynb #514bf3fc
 class _Curves:
     "The curves as a plotly widget: `draw(run, walk)` once, `light(here, there)` at every move; `look(kimg, nfe, walked)` is called on hover, `leave()` after it, `go(…)` on a click."
     def __init__(self, look, leave, go):
         import plotly.graph_objects as p
         self.figure, self.look, self.leave, self.go = p.FigureWidget(), look, leave, go
+        self.figure._config = dict(self.figure._config or {}, displayModeBar=False)
         axis = dict(type="log", gridcolor="#E5E5E5", linecolor="#888", zeroline=False, automargin=False)
-        self.figure.update_layout(template="none", width=430, height=292, margin=dict(l=52, r=84, t=8, b=40), hovermode="closest", font=dict(size=11), xaxis=axis | dict(title=dict(text="evaluations (NFE)", standoff=6)),
+        self.figure.update_layout(template="none", width=408, height=246, margin=dict(l=48, r=78, t=6, b=38), hovermode="closest", font=dict(size=11), xaxis=axis | dict(title=dict(text="evaluations (NFE)", standoff=6)),
             yaxis=axis | dict(title=dict(text="distance", standoff=4), exponentformat="none", tickvals=_ROUND), legend=dict(x=1.02, y=1, xanchor="left", font=dict(size=10), bgcolor="rgba(0,0,0,0)"), hoverlabel=dict(font=dict(size=11), align="left"))
 
     def draw(self, run, walk, error):
@@ -87,7 +88,8 @@ class _Curves:
         with fig.batch_update():
             fig.data = ()
             fig.add_traces([dict(type="scatter", x=[], y=[], **look) for look in (bold, ring)] + lines)
-            fig.update_xaxes(tickvals=ticks, ticktext=[str(t) for t in ticks])
+            fig.update_xaxes(tickvals=ticks, ticktext=[str(t) for t in ticks], range=[math.log10(ticks[0] / 1.25), math.log10(max(max(line["x"]) for line in lines) * 1.25)])
+            fig.update_yaxes(range=[math.log10(v) for v in _span(everything(run, walk), self.floor)])
         for trace in fig.data[2:]:
             at = lambda t, points: t.customdata[points.point_inds[0]][:3]
             trace.on_hover(guard(error, lambda t, points, *_, at=at: self.look(*at(t, points)) if points.point_inds else None))
@@ -112,7 +114,7 @@ def _light(self, here, there, run):
 
 _Curves.light = _light
 
-# %% ../nbs/13_explore.ipynb #b8208de5
+# %% ../nbs/13_explore.ipynb #b2cae47f
 class _Explorer:
     def __init__(self, atlas, run, kimg, nfe):
         import ipywidgets as w
@@ -121,11 +123,12 @@ class _Explorer:
         self.left, self.right, self.words, self.table, self.error = (w.HTML() for _ in range(5))
         self.pick, self.kept, self.busy, self.drawn = _Pick(atlas, names, run or names(atlas)[0], kimg, nfe, self.move), {}, False, None
         self.heun = w.SelectionSlider(options=[("–", -1)], description="Heun's", **_wide())
-        self.play = w.Play(min=0, max=1, step=1, interval=900, layout=w.Layout(margin="2px 8px 2px 88px"))
+        self.play = w.Play(min=0, max=1, step=1, interval=900, layout=w.Layout(margin="2px 8px 2px 76px"))
         self.curves = _Curves(self.look, self.move, self.go)
-        for side in (self.left, self.right): side.layout = w.Layout(width="238px", height="280px")
-        plot, row = w.Box([self.curves.figure], layout=w.Layout(width="436px", height="300px", overflow="hidden")), w.Layout(flex_flow="row wrap", align_items="flex-start", max_width="960px")
+        for side in (self.left, self.right): side.layout = w.Layout(width="208px", height="252px")
+        plot, row = w.Box([self.curves.figure], layout=w.Layout(width="412px", height="252px", overflow="hidden")), w.Layout(flex_flow="row wrap", align_items="flex-start", max_width="960px")
         controls = w.HBox([self.pick.kimg, self.pick.nfe, self.heun, self.pick.run, self.play], layout=row)
+        self.words.layout.min_height = "46px"
         self.panel = w.VBox([controls, w.HBox([self.left, self.right, plot], layout=row), self.words, self.table, self.error])
         _listen(self.pick, self.error)
         self.heun.observe(guard(self.error, self.move), "value")
@@ -160,7 +163,7 @@ def _pictures(self, run, walk, here, there):
             except ValueError: place.value = f'<div style="height:36px">{_titled(s, name)}</div><i>no pictures</i>'; raise
         place.value = self.kept[key]
 
-# %% ../nbs/13_explore.ipynb #56bd1aab
+# %% ../nbs/13_explore.ipynb #31e8e6ee
 def _prepare(self, run, walk):
     "What changes with the run only: the curves, the table, the ends of Heun's slider and of Play."
     if self.drawn is run: return
@@ -170,7 +173,7 @@ def _prepare(self, run, walk):
         if [v for _, v in self.heun.options] != steps: self.heun.options = [(str(v), v) for v in steps] or [("–", -1)]; self.heun.index = len(self.heun.options) - 1
         self.heun.disabled, self.play.max, self.play.value = not walk, len(budgets(run)) - 1, self.pick.kimg.index
         rows = everything(run, walk)
-        self.table.value = f"<details><summary>All {len(rows)} settings as a table ({html.escape(measured_as(rows[0]))})</summary>{settings_table(rows)}</details>"
+        self.table.value = f"<details style=\"line-height:1.5\"><summary>All {len(rows)} settings as a table ({html.escape(measured_as(rows[0]))})</summary>{settings_table(rows)}</details>"
     finally: self.busy = False
     self.curves.draw(run, walk, self.error)
 
@@ -210,13 +213,13 @@ def explorer(atlas, run=None, kimg=None, nfe=1):
     panel.still, panel.refresh, panel.state = still, ex.refresh, ex
     return panel
 
-# %% ../nbs/13_explore.ipynb #e87d739c
+# %% ../nbs/13_explore.ipynb #0795b6a1
 def compare_panel(atlas, first=None, second=None):
     "Two settings of the runs of an `Atlas` on the same noise, with their difference; `first` and `second` are (run, kimg, nfe). Show it with `show_panel`."
     import ipywidgets as w
     names = lambda atlas: list(atlas.runs)
     if not atlas.runs: raise ValueError("this atlas is empty: add a run with Atlas.add(folder)")
-    places, (words, error), now = [w.HTML(layout=w.Layout(width="244px", height="286px")) for _ in range(3)], (w.HTML(), w.HTML()), {}
+    places, (words, error), now = [w.HTML(layout=w.Layout(width="224px", height="262px")) for _ in range(3)], (w.HTML(), w.HTML()), {}
     start = tuned(atlas)[0].name if tuned(atlas) else names(atlas)[0]
     picks = []
     def move():
@@ -224,8 +227,8 @@ def compare_panel(atlas, first=None, second=None):
         words.value = ""
         a, b, xa, xb = setting(ra, *pa), setting(rb, *pb), strip(ra, *pa), strip(rb, *pb)
         now.update(a=a, b=b, xa=xa, xb=xb, words=compare_words(a, b, difference(xa, xb)))
-        for place, x, s in zip(places, (xa, xb), (a, b)): place.value = _samples(x, _titled(s, s.run if s.method == "heun" else f"{s.run} · {s.kimg:g} kimg"), say(s), 236)
-        places[2].value = _samples(difference_sheet(xa[:16], xb[:16]), "<b>second − first</b><br>orange: brighter, blue: darker", "The difference of the two, pixel by pixel", 236)
+        for place, x, s in zip(places, (xa, xb), (a, b)): place.value = _samples(x, _titled(s, s.run if s.method == "heun" else f"{s.run} · {s.kimg:g} kimg"), say(s), 216)
+        places[2].value = _samples(difference_sheet(xa[:16], xb[:16]), "<b>second − first</b><br>orange: brighter, blue: darker", "The difference of the two, pixel by pixel", 216)
         words.value = _readout(now["words"])
     picks += [_Pick(atlas, names, *(at or other), move) for at, other in ((first, (start, -1, 1)), (second, (start, -1, 2)))]
     for pick in picks: _listen(pick, error)

@@ -222,7 +222,7 @@ def flow_words(point):
     answers = "; ".join(f"{name} says {y:.2f}" for name, y in point.answers.items())
     return f"At t = {point.t:.3g}, x = {point.x:.3g} ({natural(point.x, point.t):.2f} at its natural size): the path ends at {point.lands:.2f}; {answers}."
 
-def _readout(words): return f'<div class="ect-readout" aria-live="polite">{html.escape(words)}</div>'
+def _readout(words): return f'<div class="ect-readout" style="line-height:1.5" aria-live="polite">{html.escape(words)}</div>'
 
 # %% ../nbs/18_panels.ipynb #bd900e15
 def flow_panel(mixture, models, x=0.6, t=10.0):
@@ -379,7 +379,7 @@ def tuning_panel(tuning):
 
     def refresh():
         bar.value = tuning.images
-        words.value = f'<div class="ect-readout" aria-live="off">{tuning_words(tuning)}</div>'
+        words.value = f'<div class="ect-readout" style="line-height:1.5" aria-live="off">{tuning_words(tuning)}</div>'
         if seen.get("look") is not tuning.looks[-1]: seen.update(look=tuning.looks[-1], png=png_bytes(tuning_figure(tuning), dpi=130, tight=False)); picture.value = image_html(seen["png"], _strip_alt(tuning), 800)
         _enable(buttons, tuning, running=panel.task is not None)
 

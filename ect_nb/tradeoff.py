@@ -75,7 +75,7 @@ def settings_table(settings):
     cells = lambda r: f'<td style="text-align:left">{html.escape(str(r[0]))}</td>' + "".join(f'<td style="text-align:right">{v}</td>' for v in r[1:])
     return f'<table style="border-spacing:12px 1px;line-height:1.4"><tr>{head}</tr>' + "".join(f"<tr>{cells(r)}</tr>" for r in rows) + "</table>"
 
-# %% ../nbs/19_tradeoff.ipynb #bc345a51
+# %% ../nbs/19_tradeoff.ipynb #b97bbc5e
 def _floor(settings): return min([s.value for s in settings if s.value > 0], default=1.0) / 10    # what a logarithmic axis can show of an interval that reaches 0
 
 _ROUND = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500]
@@ -92,11 +92,16 @@ def _bars(settings, floor):
     y = [max(s.value, floor) for s in settings]
     return y, [v - max(s.low, floor) for v, s in zip(y, settings)], [max(s.high - v, 0) for v, s in zip(y, settings)]
 
+def _span(settings, floor):
+    "Where a logarithmic axis of distances begins and ends."
+    seen = [v for s in settings for v in (s.value, s.low, s.high) if v > floor] or [1.0]
+    return 0.8 * min(seen), 1.3 * max(seen)
+
 def _budget_colors(kimgs):
     import matplotlib
     return dict(zip(kimgs, (matplotlib.colors.to_hex(c) for c in matplotlib.colormaps["viridis"](np.linspace(0.05, 0.85, len(kimgs))))))
 
-# %% ../nbs/19_tradeoff.ipynb #e245aae6
+# %% ../nbs/19_tradeoff.ipynb #d377eba8
 def draw_curves(ax, run, walk, here, there):
     "All that was recorded of `run` and `walk` on the matplotlib `ax`, the settings `here` and `there` lit."
     floor = _floor(everything(run, walk))
@@ -106,10 +111,9 @@ def draw_curves(ax, run, walk, here, there):
         y, down, up = _bars(c, floor)
         ax.errorbar([s.nfe for s in c], y, [down, up], elinewidth=0.8, label=name, **look)
     for s in filter(None, (here, there)): ax.plot([s.nfe], [max(s.value, floor)], "o", ms=14, mfc="none", mec=COLORS["vermillion"], mew=2.2)
-    seen = [v for _, c, _ in lines for s in c for v in (s.value, s.low, s.high) if v > floor]
     ax.set(xscale="log", yscale="log", xlabel="evaluations (NFE)", ylabel=f"distance, n = {here.n:,}")
     ax.set_xticks(ticks := _ticks(s.nfe for _, c, _ in lines for s in c), ticks); ax.set_yticks(_ROUND, _ROUND); ax.minorticks_off()
-    if seen: ax.set_ylim(0.8 * min(seen), 1.3 * max(seen))
+    ax.set_ylim(_span(everything(run, walk), floor))
     ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.02), frameon=False)
 
 # %% ../nbs/19_tradeoff.ipynb #ae27fd07
@@ -161,8 +165,8 @@ def compare_figure(a, b, xa, xb):
     axes[2].set_axis_off(); axes[2].set_title("second − first", fontsize=9, loc="left")
     return fig
 
-# %% ../nbs/19_tradeoff.ipynb #bcf1853c
-def _samples(x, title, alt, width=230):
+# %% ../nbs/19_tradeoff.ipynb #f4636cb0
+def _samples(x, title, alt, width=200):
     "Up to sixteen pictures (B, C, H, W), or a uint8 sheet (H, W, 3), as HTML, four to a row, under a title."
     from PIL import Image
     sheet, file = (tile(x[:16], 4) if torch.is_tensor(x) else x), io.BytesIO()
@@ -171,7 +175,7 @@ def _samples(x, title, alt, width=230):
     return f'<div style="font-size:13px;line-height:18px;height:36px;width:{width}px">{title}</div>' + image_html(file.getvalue(), alt, width)
 def _titled(s, name): return f'<b>{html.escape(name)}</b> · {s.nfe} evaluation{"s" * (s.nfe > 1)}<br>{s.value:.1f} [{s.low:.1f}, {s.high:.1f}], {s.ms:.3g} ms'
 
-# %% ../nbs/19_tradeoff.ipynb #faa2e0f1
+# %% ../nbs/19_tradeoff.ipynb #9fb8369a
 def _wide():
     import ipywidgets as w
-    return dict(style=dict(description_width="82px"), layout=w.Layout(width="300px", margin="2px 8px 2px 0"))
+    return dict(style=dict(description_width="76px"), layout=w.Layout(width="268px", margin="2px 8px 2px 0"))
