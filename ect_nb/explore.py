@@ -114,7 +114,7 @@ def _light(self, here, there, run):
 
 _Curves.light = _light
 
-# %% ../nbs/13_explore.ipynb #b2cae47f
+# %% ../nbs/13_explore.ipynb #5985355a
 class _Explorer:
     def __init__(self, atlas, run, kimg, nfe):
         import ipywidgets as w
@@ -133,7 +133,8 @@ class _Explorer:
         _listen(self.pick, self.error)
         self.heun.observe(guard(self.error, self.move), "value")
         self.play.observe(guard(self.error, lambda *_: setattr(self.pick.kimg, "index", self.play.value)), "value")
-        self.refresh(atlas)
+        try: self.refresh(atlas)
+        except ValueError as e: self.error.value = complaint(e)                 # the controls are there all the same
 
     def refresh(self, atlas):
         "Take in `atlas`, in which runs may have grown."
@@ -238,13 +239,13 @@ def compare_panel(atlas, first=None, second=None):
     move()
     return panel
 
-# %% ../nbs/13_explore.ipynb #5d92f4d0
+# %% ../nbs/13_explore.ipynb #f3a6bf32
 def doubling(kimgs):
     "Of the budgets `kimgs` those that are about twice the one before, from the first, and the last."
     kept = []
     for k in sorted(kimgs):
         if not kept or k >= 2 * kept[-1]: kept.append(k)
-    return kept + [max(kimgs)] * bool(kimgs and max(kimgs) not in kept)
+    return sorted({*kept, *sorted(kimgs)[-1:]})
 
 def run_words(folder):
     "What the run in `folder` holds by now, in one sentence."

@@ -116,7 +116,7 @@ def draw_curves(ax, run, walk, here, there):
     ax.set_ylim(_span(everything(run, walk), floor))
     ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.02), frameon=False)
 
-# %% ../nbs/19_tradeoff.ipynb #ae27fd07
+# %% ../nbs/19_tradeoff.ipynb #3c6f4142
 def _grid(ax, x, title):
     sheet = tile(x[:16], 4)
     ax.imshow(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
@@ -129,9 +129,9 @@ def explorer_figure(run, here, walk=None, there=None):
     left, middle, right = fig.subplots(1, 3, width_ratios=[1, 1, 1.6])
     fig.subplots_adjust(left=0.01, right=0.88, top=0.9, bottom=0.16, wspace=0.12)
     right.set_position([0.59, 0.16, 0.29, 0.74])
-    _grid(left, strip(run, here.kimg, here.nfe), f"{here.kimg:g} kimg, NFE {here.nfe}")
-    if there: _grid(middle, strip(walk, there.kimg, there.nfe), f"Heun, NFE {there.nfe}")
-    else: middle.set_axis_off()
+    for ax, r, s, title in ((left, run, here, f"{here.kimg:g} kimg"), (middle, walk, there, "Heun")):
+        try: _grid(ax, strip(r, s.kimg, s.nfe), f"{title}, NFE {s.nfe}") if s else ax.set_axis_off()
+        except ValueError: ax.set_axis_off(); ax.set_title(f"{title}, NFE {s.nfe}: no pictures", fontsize=9, loc="left")
     draw_curves(right, run, walk, here, there)
     return fig
 
