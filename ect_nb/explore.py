@@ -214,13 +214,13 @@ def explorer(atlas, run=None, kimg=None, nfe=1):
     panel.still, panel.refresh, panel.state = still, ex.refresh, ex
     return panel
 
-# %% ../nbs/13_explore.ipynb #0795b6a1
+# %% ../nbs/13_explore.ipynb #1dba99c8
 def compare_panel(atlas, first=None, second=None):
     "Two settings of the runs of an `Atlas` on the same noise, with their difference; `first` and `second` are (run, kimg, nfe). Show it with `show_panel`."
     import ipywidgets as w
     names = lambda atlas: list(atlas.runs)
     if not atlas.runs: raise ValueError("this atlas is empty: add a run with Atlas.add(folder)")
-    places, (words, error), now = [w.HTML(layout=w.Layout(width="224px", height="262px")) for _ in range(3)], (w.HTML(), w.HTML()), {}
+    places, (words, error), now = [w.HTML(layout=w.Layout(width="186px", height="222px")) for _ in range(3)], (w.HTML(), w.HTML()), {}
     start = tuned(atlas)[0].name if tuned(atlas) else names(atlas)[0]
     picks = []
     def move():
@@ -228,8 +228,8 @@ def compare_panel(atlas, first=None, second=None):
         words.value = ""
         a, b, xa, xb = setting(ra, *pa), setting(rb, *pb), strip(ra, *pa), strip(rb, *pb)
         now.update(a=a, b=b, xa=xa, xb=xb, words=compare_words(a, b, difference(xa, xb)))
-        for place, x, s in zip(places, (xa, xb), (a, b)): place.value = _samples(x, _titled(s, s.run if s.method == "heun" else f"{s.run} · {s.kimg:g} kimg"), say(s), 216)
-        places[2].value = _samples(difference_sheet(xa[:16], xb[:16]), "<b>second − first</b><br>orange: brighter, blue: darker", "The difference of the two, pixel by pixel", 216)
+        for place, x, s in zip(places, (xa, xb), (a, b)): place.value = _samples(x, _titled(s, "Heun" if s.method == "heun" else f"{s.kimg:g} kimg"), say(s), 178)
+        places[2].value = _samples(difference_sheet(xa[:16], xb[:16]), "<b>second − first</b><br>orange brighter, blue darker", "The difference of the two, pixel by pixel", 178)
         words.value = _readout(now["words"])
     picks += [_Pick(atlas, names, *(at or other), move) for at, other in ((first, (start, -1, 1)), (second, (start, -1, 2)))]
     for pick in picks: _listen(pick, error)

@@ -39,7 +39,7 @@ class _Live:
 
     def say(self, name, times, k, seconds): return f"{name}: {self.n} pictures after {k} of {len(times)} evaluation{'s' * (len(times) > 1)}, at {', '.join(f'{t:g}' for t in times)}; {1000 * seconds:.0f} ms on this machine."
 
-# %% ../nbs/20_live.ipynb #0eb1e0a6
+# %% ../nbs/20_live.ipynb #764bc6be
 def _wide():
     import ipywidgets as w
     return dict(style=dict(description_width="76px"), layout=w.Layout(width="268px", margin="2px 8px 2px 0"))
@@ -49,9 +49,9 @@ def live_panel(models, shape=(1, 28, 28), times=(80.0,), n=16):
     import ipywidgets as w
     live = _Live(models, shape, n)
     menu, text, seed = w.Dropdown(options=list(models), description="model", **_wide()), w.Text(value=", ".join(f"{t:g}" for t in times), description="levels", continuous_update=False, **_wide()), w.IntSlider(value=3, min=0, max=99, description="noise", **_wide())
-    second = w.FloatLogSlider(value=2.5, min=-1, max=1.8, step=0.02, description="second level", readout_format=".3g", **_wide())
-    go, stop, bar = w.Button(description="Sample", tooltip="evaluate at all the levels"), w.Button(description="Stop", tooltip="keep what is there", disabled=True), w.IntProgress(max=1, layout=w.Layout(width="300px"))
-    picture, words, error = w.HTML(layout=w.Layout(height="164px")), w.HTML(), w.HTML()
+    second = w.FloatLogSlider(value=2.5, min=-1, max=1.8, step=0.02, description="level 2", readout_format=".3g", **_wide())
+    go, stop, bar = w.Button(description="Sample", tooltip="evaluate at all the levels"), w.Button(description="Stop", tooltip="keep what is there", disabled=True), w.IntProgress(max=1, layout=w.Layout(width="150px"))
+    picture, words, error = w.HTML(), w.HTML(), w.HTML()
     row = w.Layout(flex_flow="row wrap", max_width="960px")
     panel = w.VBox([w.HBox([menu, text, second, seed, go, stop, bar], layout=row), picture, words, error])
     live.controls = dict(menu=menu, text=text, second=second, seed=seed, go=go, stop=stop, bar=bar, picture=picture, words=words, error=error)

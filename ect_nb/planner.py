@@ -13,7 +13,7 @@ from .atlas import PUBLISHED
 from .panels import COLORS, _readout, guard, image_html, quick_png
 from .tradeoff import _ROUND, _bars, _floor, _wide, budgets, curve, tuned, walk_of
 
-# %% ../nbs/21_planner.ipynb #d9fbe30d
+# %% ../nbs/21_planner.ipynb #6cf95025
 def _speed(device, data, low, high, how, source): return dict(device=device, data=data, low=low, high=high, how=how, source=source)
 
 def _from_a100(device, tflops, gb): return _speed(device, "cifar10", *sorted((1024 * tflops / 19.5, 1024 * gb / 1555)), "estimated", f"the A100's hour × {tflops:g}/19.5 (TFLOPS in float32) and × {gb:g}/1555 (GB/s)")
@@ -21,7 +21,7 @@ def _from_a100(device, tflops, gb): return _speed(device, "cifar10", *sorted((10
 SPEEDS = [                                                             # thousand pictures of tuning in an hour, `low` to `high`
     _speed("CPU, one core", "fashion_mnist_20k", 33, 144, "measured", "24 kimg in batches of 16: 6 s for the first 0.24, 2590 s for all of it on a machine busy with other work"),
     _speed("A100", "cifar10", 1024, 1024, "published", "8,000 steps of 128 pictures in one hour, Geng et al. 2024, abstract"),
-    _speed("RTX PRO 6000 (Colab G4)", "cifar10", 1338, 1338, "published", "2.69 s a kimg, log of an independent reproduction"),
+    _speed("Colab G4", "cifar10", 1338, 1338, "published", "2.69 s a kimg on its Blackwell GPU, log of an independent reproduction"),
     _from_a100("H100", 67, 3350), _from_a100("V100", 15.7, 900), _from_a100("L4", 30.3, 300), _from_a100("T4", 8.1, 320)]
 
 def speeds_table():
@@ -155,14 +155,14 @@ class PlanPicture:
         for mark in (band, line, bar, star): ax.draw_artist(mark)
         return quick_png(canvas)
 
-# %% ../nbs/21_planner.ipynb #d7340213
+# %% ../nbs/21_planner.ipynb #c337eb4d
 def planner(atlas, device="T4", hours=2.0, nfe=2):
     "Device, hours and evaluations to a `Plan`, its picture and its words. Show it with `show_panel`."
     import ipywidgets as w
-    names = {f"{r['device']}: {r['data']} ({r['how']})": r for r in SPEEDS}
+    names = {f"{r['device']} ({r['how']})": r for r in SPEEDS}
     begin = next((n for n, r in names.items() if r["device"].startswith(device)), None)
     if begin is None: raise ValueError(f"no speed is known for {device!r}: choose among {', '.join(r['device'] for r in SPEEDS)}")
-    art, now, (picture, words, error) = PlanPicture(atlas), {}, (w.HTML(layout=w.Layout(height="296px")), w.HTML(layout=w.Layout(min_height="66px")), w.HTML())
+    art, now, (picture, words, error) = PlanPicture(atlas), {}, (w.HTML(), w.HTML(layout=w.Layout(min_height="66px")), w.HTML())
     controls = dict(device=w.Dropdown(options=list(names), value=begin, description="device", **_wide()), hours=w.FloatLogSlider(value=hours, base=10, min=-1, max=2, step=0.05, readout_format=".2g", description="hours", **_wide()),
         evaluations=w.SelectionSlider(options=[1, 2, 4, 8], value=nfe, description="evaluations", **_wide()))
     def move(*_):

@@ -50,8 +50,10 @@ tuning = Tuning(start, fragile, config, torch.randn(16, 1, 28, 28), n_looks=1000
 show_panel(tuning_panel(tuning))""",
 """print(tuning.images, tuning.model is start, float(sum(p.detach().abs().sum() for p in tuning.model.parameters())))""",
 """fragile.broken = tuning.images > 0; print(fragile.broken)""",
-"""from ect_nb.explore import Atlas, explorer
-show_panel(explorer(Atlas.load()))"""]
+"""from ect_nb.explore import Atlas, compare_panel, explorer, live_panel, planner
+atlas = Atlas.load()
+show_panel(explorer(atlas))""",
+"show_panel(compare_panel(atlas))", "show_panel(live_panel({'untrained': start}))", "show_panel(planner(atlas))"]
 
 # What it takes: Chromium, JupyterLab, one page
 
@@ -143,11 +145,11 @@ def run_all(page):
     failed = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
     page.locator(".jp-InputPrompt").get_by_text(f"[{len(CELLS)}]:").or_(failed).wait_for()
     assert not failed.count(), failed.inner_text()
-    for i in (FLOW, TUNING, EXPLORER): cell(page, i).locator(".ect-readout").wait_for()
+    for i in (FLOW, TUNING, EXPLORER, COMPARE, LIVE, PLANNER): cell(page, i).locator(".ect-readout").wait_for()
 
 # A reader's hands and eyes
 
-FLOW, TUNING, STATE, BREAK, EXPLORER = range(5)
+FLOW, TUNING, STATE, BREAK, EXPLORER, COMPARE, LIVE, PLANNER = range(8)
 
 def cell(page, i): return page.locator(".jp-CodeCell").nth(i)
 def panel(page, i): return cell(page, i).locator(".jp-OutputArea-output > .widget-vbox")
@@ -348,16 +350,54 @@ def hover(page, run, kimg, nfe):
     page.mouse.move(box["x"] + box["width"] / 2 - 9, box["y"] + box["height"] / 2 + 3)
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
 
+def test_compare(page):
+    "Both settings by keyboard; the sentence has the records' numbers, the pictures their words."
+    run = tuned(Atlas.load())[0]
+    first, last = (run.points[i] for i in (0, -1))
+    cell(page, COMPARE).scroll_into_view_if_needed()
+    sliders = panel(page, COMPARE).locator(".widget-slider").get_by_role("slider")
+    for i in range(4): sliders.nth(i).press("Home" if i < 2 else "End")
+    until(page, lambda: readout(page, COMPARE).startswith(f"{say(setting(run, *first))}. {say(setting(run, *last))}."), lambda: readout(page, COMPARE))
+    assert panel(page, COMPARE).get_by_role("img").count() == 3 and not alert(page, COMPARE).count()
+
+def test_live(page):
+    "The second level by keyboard; a list that falls not is refused, a long one waits for the button."
+    cell(page, LIVE).scroll_into_view_if_needed()
+    press(page, "level 2", "Home", of=LIVE)
+    until(page, lambda: "after 2 of 2 evaluations, at 80, 0.1;" in readout(page, LIVE), lambda: readout(page, LIVE))
+    levels = panel(page, LIVE).locator("input[type=text]")
+    levels.fill("1, 2"); levels.press("Enter")
+    until(page, lambda: alert(page, LIVE).count(), lambda: "no alert")
+    levels.fill("80, 8, 2"); levels.press("Enter")
+    until(page, lambda: "press Sample" in readout(page, LIVE) and not alert(page, LIVE).count(), lambda: readout(page, LIVE))
+    panel(page, LIVE).get_by_role("button", name="Sample", exact=True).click()
+    until(page, lambda: "after 3 of 3" in readout(page, LIVE), lambda: readout(page, LIVE))
+    drawn(page, LIVE)
+
+def test_planner(page):
+    "Hours by keyboard from end to end, another device, more evaluations: the sentence is the plan's."
+    from ect_nb.planner import SPEEDS, plan, plan_words
+    atlas = Atlas.load()
+    cell(page, PLANNER).scroll_into_view_if_needed()
+    for i, key, hours in ((len(SPEEDS) - 1, "Home", 0.1), (0, "Home", 0.1), (1, "End", 100.0)):
+        panel(page, PLANNER).locator("select").select_option(index=i)
+        press(page, "hours", key, of=PLANNER)
+        press(page, "evaluations", "Home", of=PLANNER)
+        until(page, lambda: readout(page, PLANNER) == plan_words(plan(atlas, SPEEDS[i], hours, 1)), lambda: readout(page, PLANNER))
+    press(page, "evaluations", "ArrowRight", of=PLANNER); panel(page, PLANNER).locator("select").select_option(index=0); press(page, "hours", "Home", of=PLANNER)
+    drawn(page, PLANNER)
+
 @pytest.mark.parametrize("width", [1280, 1000, 700])
 def test_explorer_layout(page, width):
     "Nothing is cut or sticks out in a window 1280 pixels wide, one of 1000, and where the output is 700 wide."
     page.set_viewport_size(dict(width=width if width > 700 else 1280, height=1400))
     output = cell(page, EXPLORER).locator(".jp-OutputArea-output")
     if width == 700: page.set_viewport_size(dict(width=int(1280 - output.bounding_box()["width"] + 700), height=1400))
-    cell(page, EXPLORER).scroll_into_view_if_needed()
-    page.wait_for_timeout(300)
-    panel(page, EXPLORER).screenshot(path=PICTURES/f"explorer-{width}.png")
-    assert panel(page, EXPLORER).evaluate(CUT) == []
+    for i, name in ((EXPLORER, "explorer"), (COMPARE, "compare"), (LIVE, "live"), (PLANNER, "planner")):
+        cell(page, i).scroll_into_view_if_needed()
+        page.wait_for_timeout(300)
+        panel(page, i).screenshot(path=PICTURES/f"{name}-{width}.png")
+        assert panel(page, i).evaluate(CUT) == []
 
 @pytest.mark.parametrize("width", [1280, 700])
 def test_layout(page, width):
