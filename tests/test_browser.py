@@ -6,6 +6,8 @@ from pathlib import Path
 import nbformat, pytest, torch
 from nbformat.v4 import new_code_cell, new_notebook
 from ect_nb.analytic import GaussianMixture
+from ect_nb.explore import Atlas
+from ect_nb.tradeoff import budgets, curve, say, setting, tuned, walk_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT/"out"/"browser"
@@ -47,7 +49,11 @@ config = Config(kimg={TOTAL // 1000}, batch={BATCH}, lr=1e-3, ema=0.9, c=0.03, s
 tuning = Tuning(start, fragile, config, torch.randn(16, 1, 28, 28), n_looks=1000)
 show_panel(tuning_panel(tuning))""",
 """print(tuning.images, tuning.model is start, float(sum(p.detach().abs().sum() for p in tuning.model.parameters())))""",
-"""fragile.broken = tuning.images > 0; print(fragile.broken)"""]
+"""fragile.broken = tuning.images > 0; print(fragile.broken)""",
+"""from ect_nb.explore import Atlas, compare_panel, explorer, live_panel, planner
+atlas = Atlas.load()
+show_panel(explorer(atlas))""",
+"show_panel(compare_panel(atlas))", "show_panel(live_panel({'untrained': start}))", "show_panel(planner(atlas))"]
 
 # What it takes: Chromium, JupyterLab, one page
 
@@ -139,11 +145,11 @@ def run_all(page):
     failed = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
     page.locator(".jp-InputPrompt").get_by_text(f"[{len(CELLS)}]:").or_(failed).wait_for()
     assert not failed.count(), failed.inner_text()
-    for i in (FLOW, TUNING): cell(page, i).locator(".ect-readout").wait_for()
+    for i in (FLOW, TUNING, EXPLORER, COMPARE, LIVE, PLANNER): cell(page, i).locator(".ect-readout").wait_for()
 
 # A reader's hands and eyes
 
-FLOW, TUNING, STATE, BREAK = range(4)
+FLOW, TUNING, STATE, BREAK, EXPLORER, COMPARE, LIVE, PLANNER = range(8)
 
 def cell(page, i): return page.locator(".jp-CodeCell").nth(i)
 def panel(page, i): return cell(page, i).locator(".jp-OutputArea-output > .widget-vbox")
@@ -173,9 +179,9 @@ INK = """i => {
     return 4 * n / p.length;
 }"""
 
-def press(page, name, *keys):
+def press(page, name, *keys, of=FLOW):
     "Press `keys` on the slider called `name`, which must not lose the focus to the notebook."
-    slider = panel(page, FLOW).locator(".widget-slider").filter(has=page.get_by_text(name, exact=True)).get_by_role("slider")
+    slider = panel(page, of).locator(".widget-slider").filter(has=page.get_by_text(name, exact=True)).get_by_role("slider")
     for key in keys:
         slider.press(key)
         assert slider.evaluate("e => e === document.activeElement"), f"{key} moved the focus away from slider {name}"
@@ -304,6 +310,95 @@ def test_tuning_error(page):
     button(page, "Start").click(); rises(page, 0); pause(page)
     assert not alert(page, TUNING).count()
 
+def seen_setting(page, s, side=0):
+    "Wait until the explorer shows the `Setting` s on the left (0) or as Heun's (1), in words and as a picture that says so."
+    until(page, lambda: say(s) in readout(page, EXPLORER), lambda: f"{readout(page, EXPLORER)!r} where {say(s)!r} is right")
+    grid = panel(page, EXPLORER).get_by_role("img").nth(side)
+    until(page, lambda: grid.get_attribute("alt").endswith(say(s)), lambda: grid.get_attribute("alt"))
+
+def test_explorer(page):
+    "Every slider by keyboard from end to end, Play, a point rested on and clicked: the records' own numbers, and nothing jumps."
+    atlas = Atlas.load()
+    run = tuned(atlas)[0]
+    walk, kimgs = walk_of(atlas, run), budgets(run)
+    nfes = sorted({n for _, n in run.points})
+    cell(page, EXPLORER).scroll_into_view_if_needed()
+    place = lambda: {k: panel(page, EXPLORER).bounding_box()[k] for k in ("width", "height")}
+    panel(page, EXPLORER).locator(".main-svg").first.wait_for()
+    before = place()
+    press(page, "kimg", "Home", of=EXPLORER); press(page, "evaluations", "Home", of=EXPLORER); seen_setting(page, setting(run, kimgs[0], nfes[0]))
+    for k in kimgs[1:]: press(page, "kimg", "ArrowRight", of=EXPLORER); seen_setting(page, setting(run, k, nfes[0]))
+    for n in nfes[1:]: press(page, "evaluations", "ArrowUp", of=EXPLORER); seen_setting(page, setting(run, kimgs[-1], n))
+    steps = curve(walk, budgets(walk)[0])
+    for key, s in (("Home", steps[0]), ("End", steps[-1]), ("ArrowLeft", steps[-2])): press(page, "Heun's", key, of=EXPLORER); seen_setting(page, s, 1)
+    press(page, "kimg", "Home", of=EXPLORER)
+    panel(page, EXPLORER).locator(".widget-play button, .jupyter-widgets.widget-play button").first.click()
+    seen_setting(page, setting(run, kimgs[-1], nfes[-1]))
+    hover(page, run, kimgs[-1], nfes[0])
+    grid = panel(page, EXPLORER).get_by_role("img").first
+    until(page, lambda: grid.get_attribute("alt").endswith(say(setting(run, kimgs[-1], nfes[0]))), lambda: grid.get_attribute("alt"))
+    panel(page, EXPLORER).screenshot(path=PICTURES/"explorer-hover.png")
+    page.mouse.down(); page.mouse.up()
+    seen_setting(page, setting(run, kimgs[-1], nfes[0]))
+    page.mouse.move(5, 5)
+    assert place() == before and not alert(page, EXPLORER).count()
+
+def hover(page, run, kimg, nfe):
+    "Rest the pointer on the point of a curve: found as plotly draws it, by its trace and its place along it."
+    trace = panel(page, EXPLORER).locator(".scatterlayer .trace").nth(2 + budgets(run).index(kimg))
+    box = trace.locator("path.point").nth([s.nfe for s in curve(run, kimg)].index(nfe)).bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2 - 9, box["y"] + box["height"] / 2 + 3)
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
+
+def test_compare(page):
+    "Both settings by keyboard; the sentence has the records' numbers, the pictures their words."
+    run = tuned(Atlas.load())[0]
+    first, last = (run.points[i] for i in (0, -1))
+    cell(page, COMPARE).scroll_into_view_if_needed()
+    sliders = panel(page, COMPARE).locator(".widget-slider").get_by_role("slider")
+    for i in range(4): sliders.nth(i).press("Home" if i < 2 else "End")
+    until(page, lambda: readout(page, COMPARE).startswith(f"{say(setting(run, *first))}. {say(setting(run, *last))}."), lambda: readout(page, COMPARE))
+    assert panel(page, COMPARE).get_by_role("img").count() == 3 and not alert(page, COMPARE).count()
+
+def test_live(page):
+    "The second level by keyboard; a list that falls not is refused, a long one waits for the button."
+    cell(page, LIVE).scroll_into_view_if_needed()
+    press(page, "level 2", "Home", of=LIVE)
+    until(page, lambda: "after 2 of 2 evaluations, at 80, 0.1;" in readout(page, LIVE), lambda: readout(page, LIVE))
+    levels = panel(page, LIVE).locator("input[type=text]")
+    levels.fill("1, 2"); levels.press("Enter")
+    until(page, lambda: alert(page, LIVE).count(), lambda: "no alert")
+    levels.fill("80, 8, 2"); levels.press("Enter")
+    until(page, lambda: "press Sample" in readout(page, LIVE) and not alert(page, LIVE).count(), lambda: readout(page, LIVE))
+    panel(page, LIVE).get_by_role("button", name="Sample", exact=True).click()
+    until(page, lambda: "after 3 of 3" in readout(page, LIVE), lambda: readout(page, LIVE))
+    drawn(page, LIVE)
+
+def test_planner(page):
+    "Hours by keyboard from end to end, another device, more evaluations: the sentence is the plan's."
+    from ect_nb.planner import SPEEDS, plan, plan_words
+    atlas = Atlas.load()
+    cell(page, PLANNER).scroll_into_view_if_needed()
+    for i, key, hours in ((len(SPEEDS) - 1, "Home", 0.1), (0, "Home", 0.1), (1, "End", 100.0)):
+        panel(page, PLANNER).locator("select").select_option(index=i)
+        press(page, "hours", key, of=PLANNER)
+        press(page, "evaluations", "Home", of=PLANNER)
+        until(page, lambda: readout(page, PLANNER) == plan_words(plan(atlas, SPEEDS[i], hours, 1)), lambda: readout(page, PLANNER))
+    press(page, "evaluations", "ArrowRight", of=PLANNER); panel(page, PLANNER).locator("select").select_option(index=0); press(page, "hours", "Home", of=PLANNER)
+    drawn(page, PLANNER)
+
+@pytest.mark.parametrize("width", [1280, 1000, 700])
+def test_explorer_layout(page, width):
+    "Nothing is cut or sticks out in a window 1280 pixels wide, one of 1000, and where the output is 700 wide."
+    page.set_viewport_size(dict(width=width if width > 700 else 1280, height=1400))
+    output = cell(page, EXPLORER).locator(".jp-OutputArea-output")
+    if width == 700: page.set_viewport_size(dict(width=int(1280 - output.bounding_box()["width"] + 700), height=1400))
+    for i, name in ((EXPLORER, "explorer"), (COMPARE, "compare"), (LIVE, "live"), (PLANNER, "planner")):
+        cell(page, i).scroll_into_view_if_needed()
+        page.wait_for_timeout(300)
+        panel(page, i).screenshot(path=PICTURES/f"{name}-{width}.png")
+        assert panel(page, i).evaluate(CUT) == []
+
 @pytest.mark.parametrize("width", [1280, 700])
 def test_layout(page, width):
     "Nothing is cut or sticks out, in a window 1280 pixels wide and where the output is 700 wide as in Colab."
@@ -321,7 +416,7 @@ def test_layout(page, width):
 CUT = """panel => {
     const edge = panel.closest('.jp-OutputArea-output').getBoundingClientRect().right + 1;
     const bad = e => e.getBoundingClientRect().right > edge || (e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX != 'visible');
-    return [...panel.querySelectorAll('*')].filter(e => !e.closest('.noUi-target') && bad(e)).map(e => e.className + ': ' + e.textContent);
+    return [...panel.querySelectorAll('*')].filter(e => !e.closest('.noUi-target, .js-plotly-plot') && bad(e)).map(e => e.className + ': ' + e.textContent);
 }"""
 
 def test_page_is_content(page):

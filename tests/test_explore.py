@@ -4,7 +4,7 @@ import pytest, torch
 from ect_nb import explore
 from ect_nb.analytic import GaussianMixture
 from ect_nb.diffusion import Precond
-from ect_nb.explore import FlowPicture, Tuning, film, flow, flow_panel, show_panel, tuning_panel, tuning_words
+from ect_nb.explore import FlowPicture, Tuning, explorer, film, flow, flow_panel, show_panel, tuning_panel, tuning_words
 from ect_nb.networks import UNet
 from ect_nb.schedules import Stages
 from ect_nb.training import Config, train
@@ -264,3 +264,291 @@ def test_film_spans_the_run():
     assert titles[0] == "after 0 pictures" and titles[-1] == "after 400 pictures" and 3 <= len(titles) <= 4
     short = tuning()
     assert [ax.get_title(loc="left") for ax in film(short).axes] == ["after 0 pictures"]
+
+# Steps × budget, from records
+
+VALUES = {(1, 1): 100.0, (1, 2): 40.0, (4, 1): 50.0, (4, 2): 30.0, (16, 1): 25.0, (16, 2): 24.0}
+HEUN = {(0, 3): 200.0, (0, 5): 50.0, (0, 9): 12.5}
+
+def record(run, kimg, nfe, value, method="consistency", **more):
+    return dict(run=run, data="toy", network="MLP", parameters=3, init="diffusion", kimg=kimg, nfe=nfe, times=[80.0] * nfe, metric="FD", features="toy_2", value=value, low=0.9 * value, high=1.1 * value,
+                n_samples=200, seconds=0.4 * nfe, device="toy", software="torch", seed=0, method=method) | more
+
+def lay(folder, values, method="consistency", channels=1, **more):
+    "A run folder with these distances, and strips of sixteen 4 × 4 pictures whose grey says which setting it is."
+    from ect_nb.atlas import _png, _strip
+    from ect_nb.runs import RunFolder
+    run = RunFolder(folder)
+    for (kimg, nfe), value in values.items():
+        run.record(**record(folder.name, kimg, nfe, value, method, **more))
+        _strip(run, kimg, nfe).parent.mkdir(exist_ok=True)
+        _strip(run, kimg, nfe).write_bytes(_png(torch.full((16, 4, 4, channels), 10 * int(kimg) + nfe, dtype=torch.uint8).numpy()))
+    return folder
+
+@pytest.fixture
+def folders(tmp_path): return lay(tmp_path/"tuned", VALUES), lay(tmp_path/"walked", HEUN, "heun")
+
+@pytest.fixture
+def atlas(folders):
+    atlas = explore.Atlas()
+    for f in folders: atlas.add(f)
+    return atlas
+
+def test_a_setting_is_its_record(atlas):
+    s = explore.setting(atlas.runs["tuned"], 4, 2)
+    assert (s.value, s.low, s.high, s.n, s.features, s.nfe, s.kimg) == (30.0, 27.0, 33.0, 200, "toy_2", 2, 4) and s.ms == pytest.approx(1000 * 0.8 / 200)
+    with pytest.raises(ValueError, match="not measured after 3 kimg"): explore.setting(atlas.runs["tuned"], 3, 1)
+    assert (explore.strip(atlas.runs["tuned"], 4, 2) == 42 / 127.5 - 1).all()
+
+def test_heuns_evaluations_for_a_distance_by_hand(atlas):
+    walk = explore.walk_of(atlas, atlas.runs["tuned"])
+    c = explore.curve(walk, 0)
+    assert walk.name == "walked" and [s.nfe for s in c] == [3, 5, 9]
+    assert explore.evaluations_for(c, 25.0) == pytest.approx(45**0.5)          # half way from 50 to 12.5, and from 5 to 9, in logarithms
+    assert explore.evaluations_for(c, 200.0) == 3 and explore.evaluations_for(c, 300.0) == 3 and explore.evaluations_for(c, 12.5) == pytest.approx(9) and explore.evaluations_for(c, 1.0) is None
+    assert explore.evaluations_for([], 1.0) is None
+
+def test_a_walk_in_other_features_is_not_laid_beside(atlas, tmp_path):
+    atlas.runs.pop("walked")
+    atlas.add(lay(tmp_path/"other", HEUN, "heun", features="inception"))
+    assert explore.walk_of(atlas, atlas.runs["tuned"]) is None
+    panel = explorer(atlas)
+    assert "Nobody has walked" in readout(panel) and panel.state.heun.disabled and panel.still()[0].startswith(b"\x89PNG")
+
+def test_the_explorer_at_every_setting(atlas):
+    import time
+    panel, busy = explorer(atlas), []
+    move = controls(panel)
+    for (kimg, nfe), value in VALUES.items():
+        before = time.process_time()
+        move["kimg"].value = kimg
+        move["evaluations"].value = nfe
+        busy.append((time.process_time() - before) / 2)
+        assert alert(panel) is None and f"tuned after {kimg} kimg, {nfe} evaluation" in readout(panel) and f"distance {value:.1f} [{0.9 * value:.1f}, {1.1 * value:.1f}], {2 * nfe:g} ms" in readout(panel)
+        assert list(panel.state.curves.figure.data[1].x)[0] == nfe and list(panel.state.curves.figure.data[1].y)[0] == value
+    for (_, nfe), value in HEUN.items():
+        move["Heun's"].value = nfe
+        assert f"Heun&#x27;s method, {nfe} evaluations: distance {value:.1f}" in readout(panel)
+    assert sorted(busy)[len(busy) // 2] < 0.05                                  # processor seconds of a move
+    png, alt_text = panel.still()
+    assert png.startswith(b"\x89PNG") and "distance 24.0" in alt_text and panel.children[3].value.count("<tr>") == 1 + len(VALUES) + len(HEUN)
+
+def test_play_hover_and_click(atlas):
+    panel = explorer(atlas, kimg=1, nfe=1)
+    state = panel.state
+    state.play.value = 2
+    assert controls(panel)["kimg"].value == 16
+    curve = state.curves.figure.data[2]                                         # the shortest budget
+    points = type("Points", (), dict(point_inds=[1]))
+    for f in curve._hover_callbacks: f(curve, points, None)
+    assert "40.0" in state.left.value and controls(panel)["kimg"].value == 16   # its samples, and no slider has moved
+    for f in curve._unhover_callbacks: f(curve, points, None)
+    assert "25.0" in state.left.value
+    for f in curve._click_callbacks: f(curve, points, None)
+    assert (controls(panel)["kimg"].value, controls(panel)["evaluations"].value) == (1, 2) and "distance 40.0" in readout(panel)
+
+def test_a_damaged_sheet_is_a_sentence_and_the_numbers_stay(atlas, tmp_path):
+    atlas.save(tmp_path/"packed")
+    for sheet in (tmp_path/"packed").glob("tuned*.png"): sheet.write_bytes(sheet.read_bytes()[:-9])
+    panel = explorer(explore.Atlas.load(tmp_path/"packed"))
+    assert "damaged" in alert(panel) and "distance 25.0" in readout(panel) and panel.still()[0].startswith(b"\x89PNG")
+    controls(panel)["kimg"].value = 4
+    assert "damaged" in alert(panel) and "distance 50.0" in readout(panel) and "50.0" in panel.state.left.value
+
+def test_a_strip_cut_short_is_a_sentence_in_the_widget(folders, atlas):
+    panel = explorer(atlas, kimg=1)
+    file = folders[0]/"samples"/"kimg-000004-nfe-01.png"
+    for content in (file.read_bytes()[:40], b"", b"no picture"):
+        file.write_bytes(content)
+        controls(panel)["kimg"].value = 4
+        assert "cannot be read" in alert(panel) and "distance 50.0" in readout(panel)
+        controls(panel)["kimg"].value = 1
+        assert alert(panel) is None and "distance 100.0" in readout(panel)
+
+def test_a_setting_that_is_missing_is_a_sentence(tmp_path):
+    atlas = explore.Atlas()
+    atlas.add(lay(tmp_path/"part", {k: v for k, v in VALUES.items() if k != (16, 2)}))
+    panel = explorer(atlas, kimg=4, nfe=2)
+    controls(panel)["kimg"].value = 16
+    assert "not measured after 16 kimg with 2" in alert(panel)
+    controls(panel)["evaluations"].value = 1
+    assert alert(panel) is None and "distance 25.0" in readout(panel)
+
+def test_an_atlas_without_runs_says_what_to_do():
+    with pytest.raises(ValueError, match="Atlas.add"): explorer(explore.Atlas())
+    with pytest.raises(ValueError, match="Atlas.add"): explore.compare_panel(explore.Atlas())
+
+def test_intervals_that_reach_zero_can_be_drawn(tmp_path):
+    atlas = explore.Atlas()
+    atlas.add(lay(tmp_path/"low", {(1, 1): 3.0, (1, 2): 1.0}, low=-5.0, high=9.0))
+    assert explorer(atlas).still()[0].startswith(b"\x89PNG")
+
+# Two settings
+
+def test_differences_by_hand():
+    a = torch.zeros(2, 1, 2, 2); b = a.clone(); b[0, 0, 0, 0] = 0.8
+    assert explore.difference(a, b).tolist() == pytest.approx([0.2, 0.0])
+    sheet = explore.difference_sheet(a, b)
+    assert (sheet[1, 1] == 255).all() and sheet[0, 0, 0] > 200 > sheet[0, 0, 2] and (explore.difference_sheet(b, a)[0, 0] != sheet[0, 0]).any()
+    with pytest.raises(ValueError, match="one shape"): explore.difference(a, b[:1])
+
+def test_compare_panel_at_every_setting(atlas):
+    panel = explore.compare_panel(atlas, ("tuned", 1, 1), ("tuned", 16, 2))
+    assert "Their intervals are apart" in readout(panel) and f"differ by {151 / 127.5:.2f}" in readout(panel)          # grey 11 and 162
+    for pick in panel.picks:
+        for name in pick.run.options:
+            pick.run.value = name
+            for slider in (pick.kimg, pick.nfe):
+                for i in range(len(slider.options)): slider.index = i; assert alert(panel) is None, (name, alert(panel))
+    panel.picks[0].run.value = panel.picks[1].run.value = "tuned"
+    for pick in panel.picks: pick.kimg.value, pick.nfe.value = 16, 1
+    panel.picks[1].nfe.value = 2
+    assert "overlap" in readout(panel) and panel.still()[0].startswith(b"\x89PNG")
+
+def test_runs_on_other_data_are_a_sentence(atlas, tmp_path):
+    from ect_nb.atlas import _png, _strip
+    atlas.add(lay(tmp_path/"colour", VALUES, channels=3))
+    panel = explore.compare_panel(atlas)
+    panel.picks[1].run.value = "colour"
+    assert "choose runs on the same data" in alert(panel)
+
+# A run that grows
+
+def test_my_run_from_nothing_to_something(atlas, tmp_path):
+    folder = tmp_path/"mine"
+    panel = explore.my_run(folder, atlas)
+    mine = panel.mine
+    assert "no folder" in mine.words.value and 'role="alert"' in mine.error.value and panel.still()[0].startswith(b"\x89PNG") and mine.buttons["Measure"].disabled
+    folder.mkdir()
+    (folder/"metrics.jsonl").write_text('{"run": "mine", "metric": "loss", "value": 3.0, "kimg": 0.5}\n{"run": "mi')     # cut in the middle
+    mine.buttons["Refresh"].click()
+    assert "newest loss is 3" in mine.words.value and "no measurement" in mine.error.value
+    (folder/"metrics.jsonl").unlink()
+    lay(folder, {(1, 1): 90.0})
+    mine.buttons["Refresh"].click()
+    assert not mine.error.value and "distance 90.0" in readout(mine.view)
+    lay(folder, {(2, 1): 70.0, (2, 2): 20.0})
+    with (folder/"metrics.jsonl").open("a") as f: f.write('{"run": "mine", "kimg": 4, "nf')
+    mine.buttons["Refresh"].click()
+    assert "distance 90.0" in readout(mine.view)                               # where the reader stood
+    controls(mine.view)["kimg"].value = 2; controls(mine.view)["evaluations"].value = 2
+    assert "distance 20.0" in readout(mine.view) and "mine" not in atlas.runs
+
+def test_my_run_measures_and_stops(tmp_path):
+    from ect_nb import data
+    from ect_nb.features import random_features
+    images = (torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 255).byte()
+    pictures = data.Pictures(images, name="noise")
+    torch.manual_seed(0)
+    model = Precond(UNet(resolution=8, channels=1, model_channels=8, channel_mult=(1,), num_blocks=1, attention=()), sigma_data=0.5)
+    for _ in train(model, pictures, Config(kimg=2, batch=64, snapshot_kimg=1, stages=Stages(start=3)), tmp_path/"run"): pass
+    panel = explore.my_run(tmp_path/"run", None, pictures, random_features(1, 4), n=40)
+    mine = panel.mine
+    async def use():
+        mine.buttons["Measure"].click()
+        assert mine.bar.max == 8 and mine.buttons["Measure"].disabled and not mine.buttons["Stop"].disabled
+        while mine.bar.value < 2: await asyncio.sleep(0.005)
+        mine.buttons["Stop"].click()
+        while mine.task: await asyncio.sleep(0.005)
+        assert 2 <= mine.bar.value < 8 and not mine.error.value and mine.view
+        mine.buttons["Measure"].click()
+        while mine.task: await asyncio.sleep(0.005)
+    asyncio.run(asyncio.wait_for(use(), 120))
+    assert not mine.error.value and len(mine.atlas.runs["run (this run)"].points) == 8
+
+def test_budgets_that_double():
+    assert explore.doubling([1, 2, 3, 4, 5, 8, 9]) == [1, 2, 4, 8, 9] and explore.doubling([]) == [] and explore.doubling({7: "a"}) == [7]
+
+# Live
+
+def test_evaluations_are_those_of_sample():
+    from ect_nb.live import evaluations
+    from ect_nb.sampling import sample
+    z, times, g = torch.randn(3, 1, 4, 4), (80.0, 5.0, 0.3), lambda: torch.Generator().manual_seed(1)
+    f = lambda x, t: torch.tanh(x / (1 + t.view(-1, 1, 1, 1)))
+    for k, x in enumerate(evaluations(f, z, times, g())): assert torch.allclose(x, sample(f, z, times[:k + 1], g()), atol=1e-5)
+    for bad in ((), (1.0, 2.0), (80.0, 0.0), (80.0, math.nan), (2.0, 2.0)):
+        with pytest.raises(ValueError, match="must be above 0 and fall"): next(evaluations(f, z, bad))
+
+def test_live_panel_follows_waits_stops_and_complains():
+    panel = explore.live_panel({"half": lambda x, t: x / (1 + t.view(-1, 1, 1, 1)), "none": lambda x, t: 0 * x}, (1, 4, 4))
+    c = panel.live.controls
+    assert "after 1 of 1 evaluation, at 80;" in c["words"].value
+    for end in (c["second"].min, c["second"].max):
+        c["second"].value = 10**end
+        assert not c["error"].value and "after 2 of 2" in c["words"].value
+    for seed in (c["seed"].min, c["seed"].max): c["seed"].value = seed; assert not c["error"].value
+    c["menu"].value = "none"
+    assert "none: 16 pictures" in c["words"].value
+    for bad, says in (("80, x", "no list"), ("", "these are none"), ("1, 2", "fall")): c["text"].value = bad; assert says in c["error"].value
+    c["text"].value = ", ".join(map(str, range(80, 40, -1)))
+    assert "40 evaluations: press Sample" in c["words"].value and not c["error"].value
+    async def use():
+        c["go"].click()
+        while c["bar"].value < 3: await asyncio.sleep(0.001)
+        c["stop"].click()
+        while panel.live.task: await asyncio.sleep(0.001)
+        assert 3 <= c["bar"].value < 40 and not c["go"].disabled
+        c["go"].click()
+        while panel.live.task: await asyncio.sleep(0.001)
+    asyncio.run(asyncio.wait_for(use(), 60))
+    assert "after 40 of 40" in c["words"].value and panel.still()[0].startswith(b"\x89PNG")
+
+# The planner
+
+def test_break_even_by_hand():
+    assert explore.break_even(3600, 100, 10) == 40_000 and explore.break_even(10, 5, 5) == math.inf and explore.break_even(0, 2, 1) == 0
+    with pytest.raises(ValueError, match="above 0"): explore.break_even(1, 0, 1)
+
+def test_expected_between_two_records_by_hand(atlas, tmp_path):
+    assert explore.expected(atlas, "toy", 1, 2)[:3] == pytest.approx((5000**0.5, 0.9 * 5000**0.5, 1.1 * 5000**0.5))    # half way from 100 to 50 in logarithms
+    value, *_, words = explore.expected(atlas, "toy", 1, 17)
+    assert value is None and "from 1 to 16 kimg" in words
+    atlas.add(lay(tmp_path/"seed1", {k: 2 * v for k, v in VALUES.items()}))
+    assert explore.expected(atlas, "toy", 1, 4)[:3] == pytest.approx((75.0, 45.0, 110.0)) and "2 runs" in explore.expected(atlas, "toy", 1, 4)[3]
+    atlas.add(lay(tmp_path/"scratch", {k: 9 * v for k, v in VALUES.items()}, init="scratch"))
+    assert explore.expected(atlas, "toy", 1, 4)[0] == pytest.approx(75.0)
+    assert explore.expected(atlas, "toy", 8, 4)[0] is None and "nobody" in explore.expected(atlas, "toy", 8, 4)[3]
+
+def test_published_numbers_keep_their_name(atlas):
+    value, low, high, words = explore.expected(atlas, "cifar10", 2, 12800)
+    assert value == pytest.approx(2.20) and "published" in words and low <= value <= high
+    assert explore.expected(atlas, "cifar10", 1, 500)[0] is None
+
+def test_a_plan_by_hand(atlas):
+    speed = dict(device="toy", data="toy", low=1.0, high=4.0, how="estimated", source="")
+    p = explore.plan(atlas, speed, 2.0, 1)
+    assert (p.kimg, p.least, p.most) == (4.0, 2.0, 8.0) and p.value == pytest.approx(50)
+    assert p.low == pytest.approx(0.9 * (50 * 25) ** 0.5) and p.high == pytest.approx(1.1 * (100 * 50) ** 0.5)
+    assert p.pays_after == pytest.approx(7200 / ((5 * 2 - 2) / 1000))             # Heun's five evaluations are as good: 10 ms against 2 ms
+    for hours in (0, -1, math.nan):
+        with pytest.raises(ValueError, match="above 0"): explore.plan(atlas, speed, hours, 1)
+
+def test_planner_at_the_ends_of_every_control(atlas):
+    panel = explore.planner(atlas)
+    c = panel.controls
+    for device in c["device"].options:
+        for hours in (10**c["hours"].min, 10**c["hours"].max):
+            for _, nfe in c["evaluations"].options if isinstance(c["evaluations"].options[0], tuple) else [(v, v) for v in c["evaluations"].options]:
+                c["device"].value, c["hours"].value, c["evaluations"].value = device, hours, nfe
+                assert alert(panel) is None and "kimg" in readout(panel) and panel.still()[0].startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="choose among"): explore.planner(atlas, "abacus")
+
+# What ipywidgets 7.7 offers
+
+SHARED = dict(HTML="value layout", VBox="layout", HBox="layout", Box="layout", Layout="width min_width max_width height min_height margin flex_flow align_items overflow", Button="description tooltip disabled layout",
+    IntProgress="max layout", Dropdown="options value description style layout", SelectionSlider="options value description style layout", FloatSlider="value min max step description readout_format layout",
+    FloatLogSlider="value base min max step description readout_format style layout", IntSlider="value min max description style layout", Text="value description continuous_update style layout",
+    Checkbox="value description indent layout", Play="min max step interval layout")
+
+def test_the_panels_keep_to_what_ipywidgets_7_7_offers():
+    "Every widget and every trait that the modules name exists in 7.7 as in 8 (the tests above pass with both)."
+    import ast
+    from pathlib import Path
+    import ipywidgets
+    for module in ("panels", "tradeoff", "live", "planner", "explore"):
+        for node in ast.walk(ast.parse((Path(explore.__file__).parent/f"{module}.py").read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "w" and node.attr[0].isupper(): assert node.attr in SHARED, f"{module} uses {node.attr}"
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in SHARED and getattr(node.func.value, "id", "") == "w":
+                for k in node.keywords: assert k.arg is None or k.arg in SHARED[node.func.attr].split(), f"{module}: {node.func.attr}({k.arg}=…)"
+    for name, traits in SHARED.items(): assert set(traits.split()) <= set(getattr(ipywidgets, name).class_trait_names()) , name

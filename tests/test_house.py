@@ -13,11 +13,18 @@ BADGE = "[![Open In Colab](https://colab.research.google.com/assets/colab-badge.
 
 def picture(alt): return new_output("display_data", data={"image/png": PNG, "text/plain": "a figure"}, metadata={"image/png": {"alt": alt}})
 
+def exercise(stars):
+    "Text, stub and check of an exercise."
+    solution = 'def half(x):\n    "Half of x."\n    return x / 2'
+    text = f"### Exercise {stars} · Half\n" + "".join(f"\n<details><summary>Hint {k}</summary>\n\nDivide.\n</details>\n" for k in (1, 2))
+    return [new_markdown_cell(f"{text}\n<details><summary>Solution</summary>\n\n```python\n{solution}\n```\n</details>"), new_code_cell('def half(x):\n    "Half of x."\n    ...'), new_code_cell("print(check_half(half))")]
+
 def lesson():
-    "A notebook that every gate accepts."
+    "A notebook that every gate accepts, one of the theory: prompts, a panel with its questions, three exercises."
     return [new_markdown_cell("# 04 · Schedules\n\n> which t, which r\n\n" + BADGE), new_markdown_cell("**You will be able to** draw t"),
             new_code_cell("#| default_exp schedules"), new_code_cell("#| export\nimport torch"), new_code_cell("#| export\ndef half(t): return t / 2"),
-            new_code_cell("half(2)", outputs=[picture("a falling line")]), new_markdown_cell("## Recap\n\n| t | r |"), new_markdown_cell("**Next:** weighting.")]
+            new_code_cell("half(2)", outputs=[picture("a falling line")]), *(new_markdown_cell("**Predict first.** Up or down?") for _ in range(3)),
+            new_code_cell("show_panel(panel)"), new_markdown_cell("**Three questions for your hands.**\n\n1. Up?\n2. Down?\n3. Why?"), *exercise("★"), *exercise("★★"), *exercise("★★★"), new_markdown_cell("## Recap\n\n| t | r |"), new_markdown_cell("**Next:** weighting.")]
 
 def write(path, cells, **metadata):
     for i, cell in enumerate(cells): cell["id"] = f"{path.stem[:2]}{i:02d}"
@@ -72,17 +79,24 @@ BAD = [
     ("spine", "a subtitle", source(0, "# 04 · Schedules\n\n" + BADGE)),
     ("spine", "the Colab badge", source(0, "# 04 · Schedules\n\n> which t\n\n" + BADGE.replace("04_", "05_"))),
     ("spine", "able to", source(1, "You will learn")),
-    ("spine", "Recap", source(6, "### Recap")),
-    ("spine", "Next", source(7, "That is all.")),
+    ("spine", "Recap", source(-2, "### Recap")),
+    ("spine", "Next", source(-1, "That is all.")),
+    ("theory", "less than three times", source(6, "Up or down?")),
+    ("theory", "lacks a panel", source(9, "panel")),
+    ("theory", "lacks a panel", source(10, "**Three questions for your hands.**\n\n1. Up?\n2. Down?")),
+    ("theory", "needs three exercises", relesson(lambda cells: cells.__setitem__(slice(17, 20), []))),
+    ("theory", "1 hints", relesson(lambda cells: cells[11].update(source=cells[11]["source"].replace("Hint 2", "Note")))),
+    ("theory", "not the stub", source(12, "def half(x): ...")),
+    ("theory", "no block", relesson(lambda cells: cells[14].update(source=cells[14]["source"].replace("Solution", "Answer")))),
     ("first_picture", "no picture", relesson(lambda cells: cells[5].update(outputs=[]))),
     ("first_picture", "after the third", relesson(lambda cells: cells.__setitem__(slice(4, 4), [new_code_cell("x = 1") for _ in range(3)]))),
     ("code_cells", "26 lines", source(5, "\n".join(f"x{i} = {i}" for i in range(26)))),
     ("code_cells", "imports beside", source(5, "import math\nmath.pi")),
     ("alt_text", "show_figure", out(picture(" "))),
-    ("alt_text", "write ![", source(6, "## Recap\n\n![](images/hero.png)")),
+    ("alt_text", "write ![", source(-2, "## Recap\n\n![](images/hero.png)")),
     ("light_outputs", "state of widgets", relesson(lambda cells: None, widgets={"state": {}})),
     ("light_outputs", "over 300 kB", out(new_output("stream", text="x" * 300_001))),
-    ("light_outputs", "over 1 MB", source(6, "## Recap\n" + "x" * 1_000_001)),
+    ("light_outputs", "over 1 MB", source(-2, "## Recap\n" + "x" * 1_000_001)),
     ("light_outputs", "stored error", out(new_output("error", ename="ValueError", evalue="", traceback=[]))),
     ("layers", "not in a lower layer", module("from .losses import ect_loss")),
     ("layers", "not in a lower layer", module("def f():\n    from ect_nb.networks import MLP")),

@@ -1,0 +1,78 @@
+"The atlas: records that are refused, files that are damaged, and what belongs to the user."
+import json
+import numpy as np, pytest, torch
+from ect_nb import data
+from ect_nb.atlas import FIELDS, Atlas, check_record, read_run, survey
+from ect_nb.diffusion import Precond
+from ect_nb.features import small_features
+from ect_nb.networks import UNet
+from ect_nb.sampling import sample
+from ect_nb.schedules import Stages
+from ect_nb.training import Config, train
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    "A small run, measured at two budgets with one and two evaluations."
+    folder, pictures = tmp_path_factory.mktemp("runs") / "small", data.load("fashion_mnist_20k")
+    torch.manual_seed(0)
+    model = Precond(UNet(28, 1, 8, (1,), num_blocks=1, attention=(), patch=4))
+    for p in train(model, pictures, Config(kimg=2, batch=64, lr=2e-3, snapshot_kimg=1, stages=Stages(2)), folder): pass
+    assert len(list(survey(folder, pictures, small_features(), times={1: (80.0,), 2: (80.0, 2.5)}, n=100, init="scratch"))) == 4
+    return folder, p.ema
+
+@pytest.fixture
+def packed(run, tmp_path):
+    atlas = Atlas(); atlas.add(run[0]); atlas.save(tmp_path)
+    return tmp_path
+
+def test_the_strip_is_what_the_snapshot_draws(run):
+    folder, model = run
+    noise = torch.randn(16, 1, 28, 28, generator=torch.Generator().manual_seed(3))
+    x = sample(model, noise, (80.0, 2.5), torch.Generator().manual_seed(4))
+    drawn = ((x + 1) * 127.5 + 0.5).clamp(0, 255).floor().permute(0, 2, 3, 1).numpy()
+    assert np.abs(read_run(folder).pictures(2, 2).astype(float) - drawn).max() <= 1
+
+def test_packed_and_loaded_it_is_the_same(run, packed):
+    was, now = read_run(run[0]), Atlas.load(packed).runs["small"]
+    assert now.records == was.records and now.points == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert all((now.pictures(*p) == was.pictures(*p)).all() for p in was.points)
+
+def test_packing_again_deletes_its_own_sheets_only(run, packed):
+    (packed / "holiday.png").write_bytes(b"mine")
+    atlas = Atlas.load(packed)
+    atlas.add(run[0], name="again")
+    del atlas.runs["small"]
+    atlas.save(packed)
+    assert (packed / "holiday.png").read_bytes() == b"mine" and list(Atlas.load(packed).runs) == ["again"]
+    assert len(list(packed.glob("*.png"))) == 2
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_record_without_a_field_is_refused(run, field):
+    record = read_run(run[0]).records[0]
+    with pytest.raises(ValueError, match=field): check_record({k: v for k, v in record.items() if k != field})
+
+def test_a_value_outside_its_interval_is_refused(run):
+    with pytest.raises(ValueError, match="outside its interval"): check_record(read_run(run[0]).records[0] | dict(low=1e9, high=2e9))
+
+def test_another_version_a_torn_file_and_a_damaged_sheet_are_sentences(packed):
+    whole = (packed / "atlas.json").read_text()
+    (packed / "atlas.json").write_text(json.dumps(json.loads(whole) | dict(version=99)))
+    with pytest.raises(ValueError, match="version 99"): Atlas.load(packed)
+    (packed / "atlas.json").write_text(whole[:200])
+    with pytest.raises(ValueError, match="cannot be read"): Atlas.load(packed)
+    (packed / "atlas.json").write_text(whole)
+    sheet = next(packed.glob("*.png")); sheet.write_bytes(sheet.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="damaged"): Atlas.load(packed).runs["small"].pictures(1, 1)
+    sheet.unlink()
+    with pytest.raises(ValueError, match="missing"): Atlas.load(packed).runs["small"].pictures(1, 1)
+
+def test_a_run_that_is_still_growing_is_read_as_far_as_it_goes(run, tmp_path):
+    import shutil
+    folder = shutil.copytree(run[0], tmp_path / "growing")
+    with (folder / "metrics.jsonl").open("a") as f: f.write('{"run": "growing", "kimg": 2, "nf')       # a line cut short
+    (folder / "samples" / "kimg-000002-nfe-02.png").unlink()                                       # a record without its strip
+    assert read_run(folder).points == [(1, 1), (1, 2), (2, 1)]
+    with pytest.raises(ValueError, match="no measurement"): read_run(tmp_path / "nothing")
+
+def test_what_was_not_measured_is_named(run):
+    with pytest.raises(KeyError, match="not measured after 7 kimg"): read_run(run[0]).pictures(7, 1)

@@ -1,0 +1,42 @@
+"""Measure the runs of tools/make_fashion_runs.py and the walk of the shipped diffusion model, and pack what has been measured into data/atlas. Stopped, it continues.
+
+usage: python tools/make_atlas.py [--folder runs] [--n 500] [--kimgs 1 2 4 8 16 24] [--only NAME ...] [--pack]"""
+import argparse
+from pathlib import Path
+from tqdm import tqdm
+from ect_nb import checkpoints, data
+from ect_nb.atlas import TIMES, Atlas, survey, survey_walk
+from ect_nb.features import small_features
+
+HERE = Path(__file__).resolve().parent
+
+
+def main():
+    args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    args.add_argument("--folder", type=Path, default=Path("runs"))
+    args.add_argument("--n", type=int, default=500, help="samples for each distance")
+    args.add_argument("--kimgs", type=int, nargs="+", default=[1, 2, 4, 8, 16, 24])
+    args.add_argument("--only", nargs="+", help="names of runs to measure (default: all in the folder)")
+    args.add_argument("--pack", action="store_true", help="pack what there is into data/atlas, measure nothing")
+    args = args.parse_args()
+    runs = sorted(p for p in args.folder.iterdir() if p.name.startswith("fashion-") and (not args.only or p.name in args.only))
+    if not args.pack:
+        pictures, network = data.load("fashion_mnist_20k"), small_features()
+        start = checkpoints.load(data.find("fashion_mnist_diffusion.safetensors"))
+        for r in survey_walk(start, args.folder / "fashion-heun", pictures, network, steps=(2, 3, 5, 9, 18), n=args.n, init="diffusion", train_seed=0): show(r)
+        for run in runs:
+            if run.name == "fashion-heun": continue
+            init, seed = "scratch" if "scratch" in run.name else "diffusion", int(run.name.rpartition("seed")[2])
+            for r in survey(run, pictures, network, TIMES, args.kimgs, args.n, init=init, train_seed=seed): show(r)
+    atlas = Atlas()
+    for run in sorted(args.folder.glob("fashion-*")):
+        try: atlas.add(run)
+        except ValueError as e: print("left out:", e)
+    atlas.save(HERE.parent / "data" / "atlas")
+    print("packed:", ", ".join(f"{name} ({len(run.records)} records)" for name, run in atlas.runs.items()))
+
+
+def show(r): tqdm.write(f"{r['run']:>22}  {r['kimg']:>3} kimg  {r['nfe']:>2} evaluations  {r['value']:.1f} [{r['low']:.1f}, {r['high']:.1f}]  {r['seconds']:.0f} s")
+
+
+if __name__ == "__main__": main()
