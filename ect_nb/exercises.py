@@ -328,14 +328,13 @@ from .analytic import GaussianMixture
 from .losses import edm, inverse_gap
 from .schedules import LogNormal, SigmoidMapping
 
-# %% ../nbs/05_weighting.ipynb #811d4ae2
+# %% ../nbs/05_weighting.ipynb #9dde8a22
 @check("The whole method in two lines: sum over the row, measure, divide by the gap, and let nothing flow into the target.")
 def check_row_loss(row_loss):
     dice = torch.Generator().manual_seed(1)
     f_t, f_r = (torch.randn(4, 1, 3, 3, generator=dice).requires_grad_() for _ in "tr")
     t, r, c = torch.tensor([0.1, 0.5, 2.0, 80.0]), torch.tensor([0.08, 0.1, 1.9, 60.0]), 0.3
-    S = [sum((a - b) ** 2 for a, b in zip(x.flatten().tolist(), y.flatten().tolist())) for x, y in zip(f_t, f_r)]
-    S, gap = torch.tensor(S), t - r
+    S, gap = torch.tensor([sum((a - b) ** 2 for a, b in zip(x.flatten().tolist(), y.flatten().tolist())) for x, y in zip(f_t, f_r)]), t - r
     d = (S + c**2).sqrt() - c
     said = compare(row_loss(f_t, f_r, t, r, c), d / gap, {
         "That is the mean over the values of a row; the metric sums them: c and the weight are meant for the sum.": ((S / 9 + c**2).sqrt() - c) / gap,
