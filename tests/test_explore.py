@@ -552,3 +552,24 @@ def test_the_panels_keep_to_what_ipywidgets_7_7_offers():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in SHARED and getattr(node.func.value, "id", "") == "w":
                 for k in node.keywords: assert k.arg is None or k.arg in SHARED[node.func.attr].split(), f"{module}: {node.func.attr}({k.arg}=…)"
     for name, traits in SHARED.items(): assert set(traits.split()) <= set(getattr(ipywidgets, name).class_trait_names()) , name
+
+# Any figure under sliders
+
+def test_a_figure_follows_its_controls_keeps_what_it_drew_and_survives_an_error():
+    import ipywidgets as w
+    from matplotlib.figure import Figure
+    drawn = []
+    def draw(t, n):
+        if n == 3: raise ValueError("three is too many")
+        drawn.append((t, n)); fig = Figure(figsize=(2, 1)); fig.subplots().plot([0, t], [0, n])
+        return fig, f"t is {t:g}, n is {n}"
+    panel = explore.figure_panel(draw, t=w.FloatSlider(value=0.5, min=0, max=2), n=w.IntSlider(value=1, min=0, max=3))
+    first = panel.still()
+    panel.controls["t"].value = 2.0
+    assert panel.values == dict(t=2.0, n=1) and panel.still()[1] == "t is 2, n is 1" and panel.still()[0] != first[0]
+    panel.controls["t"].value = 0.5
+    assert panel.still() == first and drawn == [(0.5, 1), (2.0, 1)]                    # what was drawn once is kept
+    panel.controls["n"].value = 3
+    assert "three is too many" in alert(panel) and panel.still() == first
+    panel.controls["n"].value = 0
+    assert alert(panel) is None and panel.still()[1] == "t is 0.5, n is 0"
