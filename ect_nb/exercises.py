@@ -74,7 +74,7 @@ def check_spread(spread):
                  "The noise has the variance t², not t.": (data + t).sqrt(), "That is the data without the noise: t must enter.": data.sqrt()}
         if complaint := compare(spread(mix, t), var.sqrt(), slips, f"at t = {t:g} the spread"): return complaint
 
-# %% ../nbs/01_noise.ipynb #eaac1c2f
+# %% ../nbs/01_noise.ipynb #396c801a
 @check("The slope of the denoiser, times t², is the variance of what could have led here: it is large on the risers, where one answer cannot be right.")
 def check_posterior_variance(variance):
     "`variance(denoise, x, t)` is Var[x0 | x_t = x]; held against Bayes' rule on a grid."
@@ -89,13 +89,19 @@ def check_posterior_variance(variance):
                      "That says how far D moved x, not how sure it is: the variance is in the slope of D.": (x - mix.denoise(x, t))**2, "That is a mean over the rows: differentiate the sum, so that each row keeps its own slope.": want / len(x),
                      "That is the slope of x − D. The part of x that D passes on is the slope of D itself.": t**2 - want,
                      "The sign is turned: D rises with x, and a variance is not negative.": -want, "Divide by t² and you undo it twice: D' is Var / t² already.": want / t**4}
-            if complaint := compare(variance(mix.denoise, x, t), want, slips, f"at t = {t:g} the variance"): return complaint
+            try: got = variance(mix.denoise, x, t)
+            except RuntimeError as error:
+                said = str(error)
+                if "not require grad" in said or "used in the graph" in said: return "No slope without a gradient: make a copy with x.detach().clone().requires_grad_(), and give that copy to denoise."
+                if "implicitly created" in said: return "autograd.grad wants one number to differentiate: take denoise(x, t).sum(), of which each entry of x moves only its own term."
+                raise
+            if complaint := compare(got, want, slips, f"at t = {t:g} the variance"): return complaint
 
-# %% ../nbs/01_noise.ipynb #39c768ca
-def _ends(data, x, t, sign=1, n=200):
-    "Index (B,) of the datum at which Euler's walk ends; with sign −1 a walk that goes the wrong way."
+# %% ../nbs/01_noise.ipynb #e2594a01
+def _ends(data, x, t, step=lambda x, D, s, r: x + (r - s) * (x - D) / s, n=200):
+    "Index (B,) of the datum at which a walk from level t ends: Euler's, or one with another `step` from s down to r."
     levels = torch.logspace(math.log10(t), -4, n, dtype=x.dtype)
-    for s, r in zip(levels[:-1], levels[1:]): x = x + sign * (r - s) * (x - ideal_denoiser(x, s, data)) / s
+    for s, r in zip(levels[:-1], levels[1:]): x = step(x, ideal_denoiser(x, s, data), s, r)
     return torch.cdist(x, data).argmin(1)
 
 def _sure(x, t, points, by=0.02):
@@ -106,27 +112,32 @@ def _sure(x, t, points, by=0.02):
     keep = (near == near[0]).all(0)
     return x[keep], near[0, keep]
 
-# %% ../nbs/01_noise.ipynb #a18a503f
+# %% ../nbs/01_noise.ipynb #e767810d
 @check("A consistency map, exact for a finite set: each start belongs to one datum, and each datum owns an equal share of all starts.")
 def check_end_of_path(end_of_path):
     "`end_of_path(x, t, data)` names the datum where each path ends; held against ranks on a line, and an 8th-order solver in the plane."
     g = torch.Generator().manual_seed(7)
     line, plane = torch.tensor([[-2.0], [0.0], [0.3], [0.5], [2.5]]).double(), torch.randn(6, 2, generator=g).double()
-    for data, t in ((line, 3.0), (plane, 1.5), (plane, 20.0)):
+    for data, t in ((plane, 1.5), (line, 3.0), (plane, 20.0)):
         x, want = _sure((1 + t**2)**0.5 * torch.randn(40, data.shape[1], generator=g).double(), t, data)
         before = x.clone()
         got = end_of_path(x, t, data)
-        if isinstance(got, tuple): return "The answer is a pair: min(1) gives values and indices. End with argmin(1), which gives the indices."
+        if isinstance(got, tuple): return "min(1) gives values and indices: end with argmin(1)."
         got = torch.as_tensor(got)
         if not torch.equal(x, before): return "Your function changes the x it is given (in-place +=): write x = x + ... instead."
         if got.shape != want.shape: return f"The answer should be one index for each start, of shape {tuple(want.shape)}, and has the shape {tuple(got.shape)}."
         if got.is_floating_point() or got.dtype == torch.bool: return "The answer should be indices, whole numbers into data: end with argmin."
+        right = (got == want).double().mean()
+        if right > 0.97: continue
         slips = {"That is the datum nearest to the start. Paths bend on the way down: walk first, then look for the nearest.": torch.cdist(x, data).argmin(1),
                  "That is the datum nearest to one answer of the denoiser, which is a mean. Take many small steps, and ask anew at each.": torch.cdist(ideal_denoiser(x, t, data), data).argmin(1),
-                 "Your walk leads away from the data: a step from s down to r adds (r − s) v, and r − s is negative.": _ends(data, x, t, -1)}
-        right = (got == want).double().mean()
-        if right < 0.5: slips |= {"No walk with these steps ends like this. Check the first level, which is t, and the velocity, (x − D)/s.": got}
-        if right < 0.97: return next((s for s, v in slips.items() if (got == v).double().mean() > 0.97), f"{right:.0%} of the starts at t = {t:g} are given their right end: take more and smaller steps where t is small, and go down well below the gaps between data.")
+                 "Your walk leads away from the data: a step from s down to r adds (r − s) v, and r − s is negative.": _ends(data, x, t, lambda x, D, s, r: x - (r - s) * (x - D) / s),
+                 "The velocity is (x − D)/s: without the division by s the walk moves too far where s is large, and hardly at all where it is small.": _ends(data, x, t, lambda x, D, s, r: x + (r - s) * (x - D)),
+                 "You put the denoiser's answer in the place of x, all the way to the mean. A step goes only a part of the way: x + (r − s)(x − D)/s.": _ends(data, x, t, lambda x, D, s, r: D),
+                 "Your walk begins at 80. These points lie at level t: begin there.": _ends(data, x, 80.0)}
+        if named := [sentence for sentence, ends in slips.items() if (got == ends).double().mean() > 0.97]: return named[0]
+        if right < 0.5: return "This is not a matter of steps: check the first level (it is t) and the velocity, (x − D)/s."
+        return f"{right:.0%} of the starts at t = {t:g} are given their right end: take more and smaller steps where t is small, and go down well below the gaps between data."
 
 # %% ../nbs/02_diffusion.ipynb #3f73dc55
 import math, torch
