@@ -142,7 +142,7 @@ class _Explorer:
         self.pick.refresh(atlas)
         self.move()
 
-# %% ../nbs/13_explore.ipynb #8ab85867
+# %% ../nbs/13_explore.ipynb #f59579cf
 def _move(self, *_):
     "Show the setting that the controls stand at."
     if self.busy: return
@@ -161,7 +161,7 @@ def _pictures(self, run, walk, here, there):
         key = (s.run, s.kimg, s.nfe)
         if key not in self.kept:
             try: self.kept[key] = _samples(strip(r, s.kimg, s.nfe), _titled(s, name), f"Sixteen samples: {say(s)}")
-            except ValueError: place.value = f'<div style="height:36px">{_titled(s, name)}</div><i>no pictures</i>'; raise
+            except ValueError: place.value = f'<div style="font-size:12px;line-height:18px;height:36px">{_titled(s, name)}</div><i>no pictures</i>'; raise
         place.value = self.kept[key]
 
 # %% ../nbs/13_explore.ipynb #31e8e6ee
@@ -214,13 +214,13 @@ def explorer(atlas, run=None, kimg=None, nfe=1):
     panel.still, panel.refresh, panel.state = still, ex.refresh, ex
     return panel
 
-# %% ../nbs/13_explore.ipynb #1dba99c8
+# %% ../nbs/13_explore.ipynb #dd1985a2
 def compare_panel(atlas, first=None, second=None):
     "Two settings of the runs of an `Atlas` on the same noise, with their difference; `first` and `second` are (run, kimg, nfe). Show it with `show_panel`."
     import ipywidgets as w
     names = lambda atlas: list(atlas.runs)
     if not atlas.runs: raise ValueError("this atlas is empty: add a run with Atlas.add(folder)")
-    places, (words, error), now = [w.HTML(layout=w.Layout(width="186px", height="222px")) for _ in range(3)], (w.HTML(), w.HTML()), {}
+    places, (words, error), now = [w.HTML(layout=w.Layout(width="182px", height="222px")) for _ in range(3)], (w.HTML(), w.HTML()), {}
     start = tuned(atlas)[0].name if tuned(atlas) else names(atlas)[0]
     picks = []
     def move():
@@ -228,7 +228,7 @@ def compare_panel(atlas, first=None, second=None):
         words.value = ""
         a, b, xa, xb = setting(ra, *pa), setting(rb, *pb), strip(ra, *pa), strip(rb, *pb)
         now.update(a=a, b=b, xa=xa, xb=xb, words=compare_words(a, b, difference(xa, xb)))
-        for place, x, s in zip(places, (xa, xb), (a, b)): place.value = _samples(x, _titled(s, "Heun" if s.method == "heun" else f"{s.kimg:g} kimg"), say(s), 178)
+        for place, x, s in zip(places, (xa, xb), (a, b)): place.value = _samples(x, _titled(s, "Heun" if s.method == "heun" else f"{s.kimg:g} kimg").rsplit(",", 1)[0], say(s), 178)
         places[2].value = _samples(difference_sheet(xa[:16], xb[:16]), "<b>second − first</b><br>orange brighter, blue darker", "The difference of the two, pixel by pixel", 178)
         words.value = _readout(now["words"])
     picks += [_Pick(atlas, names, *(at or other), move) for at, other in ((first, (start, -1, 1)), (second, (start, -1, 2)))]
