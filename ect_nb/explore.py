@@ -114,7 +114,7 @@ def _light(self, here, there, run):
 
 _Curves.light = _light
 
-# %% ../nbs/13_explore.ipynb #5985355a
+# %% ../nbs/13_explore.ipynb #0e93b130
 class _Explorer:
     def __init__(self, atlas, run, kimg, nfe):
         import ipywidgets as w
@@ -136,11 +136,14 @@ class _Explorer:
         try: self.refresh(atlas)
         except ValueError as e: self.error.value = complaint(e)                 # the controls are there all the same
 
-    def refresh(self, atlas):
-        "Take in `atlas`, in which runs may have grown."
-        self.kept.clear(); self.drawn = None
-        self.pick.refresh(atlas)
-        self.move()
+# %% ../nbs/13_explore.ipynb #3f6bae27
+def _refresh(self, atlas):
+    "Take in `atlas`, in which runs may have grown."
+    self.kept.clear(); self.drawn = None
+    self.pick.refresh(atlas)
+    self.move()
+
+_Explorer.refresh = _refresh
 
 # %% ../nbs/13_explore.ipynb #f59579cf
 def _move(self, *_):
