@@ -67,7 +67,7 @@ def _listen(pick, error):
     pick.run.observe(guard(error, other_run), "value")
     for s in (pick.kimg, pick.nfe): s.observe(guard(error, moved), "value")
 
-# %% ../nbs/13_explore.ipynb #514bf3fc
+# %% ../nbs/13_explore.ipynb #d81f06f0
 class _Curves:
     "The curves as a plotly widget: `draw(run, walk)` once, `light(here, there)` at every move; `look(kimg, nfe, walked)` is called on hover, `leave()` after it, `go(…)` on a click."
     def __init__(self, look, leave, go):
@@ -86,15 +86,14 @@ class _Curves:
         bold = dict(mode="lines", line=dict(width=4), hoverinfo="skip", showlegend=False)
         ticks = _ticks(v for line in lines for v in line["x"])
         with fig.batch_update():
-            fig.data = ()
-            fig.add_traces([dict(type="scatter", x=[], y=[], **look) for look in (bold, ring)] + lines)
+            fig.data = (); fig.add_traces([dict(type="scatter", x=[], y=[], **look) for look in (bold, ring)] + lines)
             fig.update_xaxes(tickvals=ticks, ticktext=[str(t) for t in ticks], range=[math.log10(ticks[0] / 1.25), math.log10(max(max(line["x"]) for line in lines) * 1.25)])
             fig.update_yaxes(range=[math.log10(v) for v in _span(everything(run, walk), self.floor)])
+        at = lambda t, points: t.customdata[points.point_inds[0]][:3]
         for trace in fig.data[2:]:
-            at = lambda t, points: t.customdata[points.point_inds[0]][:3]
-            trace.on_hover(guard(error, lambda t, points, *_, at=at: self.look(*at(t, points)) if points.point_inds else None))
+            trace.on_hover(guard(error, lambda t, points, *_: self.look(*at(t, points)) if points.point_inds else None))
             trace.on_unhover(guard(error, lambda *_: self.leave()))
-            trace.on_click(guard(error, lambda t, points, *_, at=at: self.go(*at(t, points)) if points.point_inds else None))
+            trace.on_click(guard(error, lambda t, points, *_: self.go(*at(t, points)) if points.point_inds else None))
 
 # %% ../nbs/13_explore.ipynb #e7c03517
 def _trace(settings, name, floor, line, symbol):
