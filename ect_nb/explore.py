@@ -67,12 +67,13 @@ def _listen(pick, error):
     pick.run.observe(guard(error, other_run), "value")
     for s in (pick.kimg, pick.nfe): s.observe(guard(error, moved), "value")
 
-# %% ../nbs/13_explore.ipynb #4c7b7b83
+# %% ../nbs/13_explore.ipynb #d81f06f0
 class _Curves:
     "The curves as a plotly widget: `draw(run, walk)` once, `light(here, there)` at every move; `look(kimg, nfe, walked)` is called on hover, `leave()` after it, `go(…)` on a click."
     def __init__(self, look, leave, go):
         import plotly.graph_objects as p
-        self.figure, self.look, self.leave, self.go = p.FigureWidget(), look, leave, go; self.figure._config = dict(self.figure._config or {}, displayModeBar=False)
+        self.figure, self.look, self.leave, self.go = p.FigureWidget(), look, leave, go
+        self.figure._config = dict(self.figure._config or {}, displayModeBar=False)
         axis = dict(type="log", gridcolor="#E5E5E5", linecolor="#888", zeroline=False, automargin=False)
         self.figure.update_layout(template="none", width=408, height=246, margin=dict(l=48, r=78, t=6, b=38), hovermode="closest", font=dict(size=11), xaxis=axis | dict(title=dict(text="evaluations (NFE)", standoff=6)),
             yaxis=axis | dict(title=dict(text="distance", standoff=4), exponentformat="none", tickvals=_ROUND), legend=dict(x=1.02, y=1, xanchor="left", font=dict(size=10), bgcolor="rgba(0,0,0,0)"), hoverlabel=dict(font=dict(size=11), align="left"))
@@ -85,15 +86,14 @@ class _Curves:
         bold = dict(mode="lines", line=dict(width=4), hoverinfo="skip", showlegend=False)
         ticks = _ticks(v for line in lines for v in line["x"])
         with fig.batch_update():
-            fig.data = ()
-            fig.add_traces([dict(type="scatter", x=[], y=[], **look) for look in (bold, ring)] + lines)
+            fig.data = (); fig.add_traces([dict(type="scatter", x=[], y=[], **look) for look in (bold, ring)] + lines)
             fig.update_xaxes(tickvals=ticks, ticktext=[str(t) for t in ticks], range=[math.log10(ticks[0] / 1.25), math.log10(max(max(line["x"]) for line in lines) * 1.25)])
             fig.update_yaxes(range=[math.log10(v) for v in _span(everything(run, walk), self.floor)])
+        at = lambda t, points: t.customdata[points.point_inds[0]][:3]
         for trace in fig.data[2:]:
-            at = lambda t, points: t.customdata[points.point_inds[0]][:3]
-            trace.on_hover(guard(error, lambda t, points, *_, at=at: self.look(*at(t, points)) if points.point_inds else None))
+            trace.on_hover(guard(error, lambda t, points, *_: self.look(*at(t, points)) if points.point_inds else None))
             trace.on_unhover(guard(error, lambda *_: self.leave()))
-            trace.on_click(guard(error, lambda t, points, *_, at=at: self.go(*at(t, points)) if points.point_inds else None))
+            trace.on_click(guard(error, lambda t, points, *_: self.go(*at(t, points)) if points.point_inds else None))
 
 # %% ../nbs/13_explore.ipynb #e7c03517
 def _trace(settings, name, floor, line, symbol):
@@ -113,7 +113,7 @@ def _light(self, here, there, run):
 
 _Curves.light = _light
 
-# %% ../nbs/13_explore.ipynb #5985355a
+# %% ../nbs/13_explore.ipynb #0e93b130
 class _Explorer:
     def __init__(self, atlas, run, kimg, nfe):
         import ipywidgets as w
@@ -135,13 +135,16 @@ class _Explorer:
         try: self.refresh(atlas)
         except ValueError as e: self.error.value = complaint(e)                 # the controls are there all the same
 
-    def refresh(self, atlas):
-        "Take in `atlas`, in which runs may have grown."
-        self.kept.clear(); self.drawn = None
-        self.pick.refresh(atlas)
-        self.move()
+# %% ../nbs/13_explore.ipynb #3f6bae27
+def _refresh(self, atlas):
+    "Take in `atlas`, in which runs may have grown."
+    self.kept.clear(); self.drawn = None
+    self.pick.refresh(atlas)
+    self.move()
 
-# %% ../nbs/13_explore.ipynb #8ab85867
+_Explorer.refresh = _refresh
+
+# %% ../nbs/13_explore.ipynb #f59579cf
 def _move(self, *_):
     "Show the setting that the controls stand at."
     if self.busy: return
@@ -160,7 +163,7 @@ def _pictures(self, run, walk, here, there):
         key = (s.run, s.kimg, s.nfe)
         if key not in self.kept:
             try: self.kept[key] = _samples(strip(r, s.kimg, s.nfe), _titled(s, name), f"Sixteen samples: {say(s)}")
-            except ValueError: place.value = f'<div style="height:36px">{_titled(s, name)}</div><i>no pictures</i>'; raise
+            except ValueError: place.value = f'<div style="font-size:12px;line-height:18px;height:36px">{_titled(s, name)}</div><i>no pictures</i>'; raise
         place.value = self.kept[key]
 
 # %% ../nbs/13_explore.ipynb #31e8e6ee
@@ -213,13 +216,13 @@ def explorer(atlas, run=None, kimg=None, nfe=1):
     panel.still, panel.refresh, panel.state = still, ex.refresh, ex
     return panel
 
-# %% ../nbs/13_explore.ipynb #1dba99c8
+# %% ../nbs/13_explore.ipynb #dd1985a2
 def compare_panel(atlas, first=None, second=None):
     "Two settings of the runs of an `Atlas` on the same noise, with their difference; `first` and `second` are (run, kimg, nfe). Show it with `show_panel`."
     import ipywidgets as w
     names = lambda atlas: list(atlas.runs)
     if not atlas.runs: raise ValueError("this atlas is empty: add a run with Atlas.add(folder)")
-    places, (words, error), now = [w.HTML(layout=w.Layout(width="186px", height="222px")) for _ in range(3)], (w.HTML(), w.HTML()), {}
+    places, (words, error), now = [w.HTML(layout=w.Layout(width="182px", height="222px")) for _ in range(3)], (w.HTML(), w.HTML()), {}
     start = tuned(atlas)[0].name if tuned(atlas) else names(atlas)[0]
     picks = []
     def move():
@@ -227,7 +230,7 @@ def compare_panel(atlas, first=None, second=None):
         words.value = ""
         a, b, xa, xb = setting(ra, *pa), setting(rb, *pb), strip(ra, *pa), strip(rb, *pb)
         now.update(a=a, b=b, xa=xa, xb=xb, words=compare_words(a, b, difference(xa, xb)))
-        for place, x, s in zip(places, (xa, xb), (a, b)): place.value = _samples(x, _titled(s, "Heun" if s.method == "heun" else f"{s.kimg:g} kimg"), say(s), 178)
+        for place, x, s in zip(places, (xa, xb), (a, b)): place.value = _samples(x, _titled(s, "Heun" if s.method == "heun" else f"{s.kimg:g} kimg").rsplit(",", 1)[0], say(s), 178)
         places[2].value = _samples(difference_sheet(xa[:16], xb[:16]), "<b>second − first</b><br>orange brighter, blue darker", "The difference of the two, pixel by pixel", 178)
         words.value = _readout(now["words"])
     picks += [_Pick(atlas, names, *(at or other), move) for at, other in ((first, (start, -1, 1)), (second, (start, -1, 2)))]

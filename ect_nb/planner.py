@@ -29,7 +29,7 @@ def speeds_table():
     rows = "".join(f'<tr><td>{r["device"]}</td><td>{r["data"]}</td><td style="text-align:right">{r["low"]:,.0f}' + (f' to {r["high"]:,.0f}' if r["high"] > r["low"] else "") + f'</td><td>{r["how"]}</td><td style="text-align:left">{r["source"]}</td></tr>' for r in SPEEDS)
     return f'<table style="border-spacing:12px 1px;line-height:1.4"><tr><th>device</th><th>data</th><th>kimg an hour</th><th>how</th><th style="text-align:left">from what</th></tr>{rows}</table>'
 
-# %% ../nbs/21_planner.ipynb #d429d166
+# %% ../nbs/21_planner.ipynb #fa2c2ae1
 def between(x, points):
     "The value at `x` on the straight lines, in both logarithms, through `points` [(x, y), …] with rising x; None outside them."
     for (x0, y0), (x1, y1) in zip(points, points[1:]):
@@ -47,7 +47,7 @@ def expected(atlas, data, nfe, kimg):
     found = [[between(kimg, [(s.kimg, getattr(s, part)) for s in line]) for part in ("value", "low", "high")] for line in lines]
     found = [f for f in found if f[0] is not None]
     if not found: return None, None, None, f"the records reach from {min(l[0].kimg for l in lines):g} to {max(l[-1].kimg for l in lines):g} kimg, and {kimg:,.0f} lies outside"
-    return sum(f[0] for f in found) / len(found), min(f[1] for f in found), max(f[2] for f in found), f"measured: {len(found)} run{'s' * (len(found) > 1)} of the atlas, between the recorded budgets ({lines[0][0].metric}, n = {lines[0][0].n:,})"
+    return sum(f[0] for f in found) / len(found), min(f[1] for f in found), max(f[2] for f in found), f"measured: {len(found)} run{'s' * (len(found) > 1)} of the atlas, between the recorded budgets, {lines[0][0].metric} at n = {lines[0][0].n:,}"
 
 def _paper(data, nfe): return sorted((p["mimg"] * 1000, p["value"]) for p in PUBLISHED if p["method"] == "ECT" and p["data"] == dict(cifar10="CIFAR-10").get(data) and p["nfe"] == nfe)
 
@@ -101,13 +101,13 @@ def _times(atlas, data, nfe, value, speed):
     good = [s for s in walks[0] if value is not None and s.value <= value] or walks[0][-1:]
     return good[0].ms, min(s.ms for s in few)
 
-# %% ../nbs/21_planner.ipynb #3c473834
+# %% ../nbs/21_planner.ipynb #700a70d2
 def plan_words(p):
     "A `Plan` in sentences."
     span = f"{p.kimg:,.0f} kimg" + (f" ({p.least:,.0f} to {p.most:,.0f})" if p.most > p.least else "")
     words = f"{p.hours:.2g} h on {p.device} (speed {p.how}) buy {span} of {p.data}. Preset: {p.preset}. "
-    words += f"With {p.nfe} evaluation{'s' * (p.nfe > 1)} expect {p.value:.2f} [{p.low:.2f}, {p.high:.2f}] ({p.source})." if p.value is not None else f"No estimate with {p.nfe} evaluation{'s' * (p.nfe > 1)}: {p.source}."
-    return words + ("" if math.isnan(p.pays_after) else f" Tuning has paid for itself after {p.pays_after:,.0f} pictures." if math.isfinite(p.pays_after) else " It saves no time in sampling.")
+    words += f"With {p.nfe} evaluation{'s' * (p.nfe > 1)} expect {p.value:.2f} [{p.low:.2f}, {p.high:.2f}], {p.source}." if p.value is not None else f"No estimate with {p.nfe} evaluation{'s' * (p.nfe > 1)}: {p.source}."
+    return words + ("" if math.isnan(p.pays_after) else f" Tuning has paid for itself after {p.pays_after:,.0f} pictures" + (" (sampling times from a published log, batch 1 on an A100, scaled)." if p.data == "cifar10" else ".") if math.isfinite(p.pays_after) else " It saves no time in sampling.")
 
 # %% ../nbs/21_planner.ipynb #4c938fc2
 def _plan_axes(atlas, data, nfe):

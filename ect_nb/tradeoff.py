@@ -165,14 +165,14 @@ def compare_figure(a, b, xa, xb):
     axes[2].set_axis_off(); axes[2].set_title("second − first", fontsize=9, loc="left")
     return fig
 
-# %% ../nbs/19_tradeoff.ipynb #f4636cb0
+# %% ../nbs/19_tradeoff.ipynb #a5239db6
 def _samples(x, title, alt, width=200):
     "Up to sixteen pictures (B, C, H, W), or a uint8 sheet (H, W, 3), as HTML, four to a row, under a title."
     from PIL import Image
     sheet, file = (tile(x[:16], 4) if torch.is_tensor(x) else x), io.BytesIO()
     zoom = max(1, round(2 * width / sheet.shape[1]))
     Image.fromarray((sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet).repeat(zoom, 0).repeat(zoom, 1)).save(file, "PNG", compress_level=1)
-    return f'<div style="font-size:13px;line-height:18px;height:36px;width:{width}px">{title}</div>' + image_html(file.getvalue(), alt, width)
+    return f'<div style="font-size:12px;line-height:18px;height:36px;width:{width}px;white-space:nowrap;overflow:hidden">{title}</div>' + image_html(file.getvalue(), alt, width)
 def _titled(s, name): return f'<b>{html.escape(name)}</b> · {s.nfe} evaluation{"s" * (s.nfe > 1)}<br>{s.value:.1f} [{s.low:.1f}, {s.high:.1f}], {s.ms:.3g} ms'
 
 # %% ../nbs/19_tradeoff.ipynb #9fb8369a

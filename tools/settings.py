@@ -16,7 +16,7 @@ def text(root):
         author=project["authors"][0]["name"], author_email="", copyright=project["authors"][0]["name"], branch=nbdev["branch"], git_url=url, doc_host="", doc_baseurl="/",
         nbs_path=nbdev["nbs_path"], lib_path=nbdev["lib_path"], doc_path=nbdev["doc_path"], tst_flags=nbdev["tst_flags"], clean_ids=nbdev["clean_ids"],
         update_pyproject=nbdev["update_pyproject"], status=3, audience="Education", language="English",
-        requirements=" ".join(project["dependencies"]), dev_requirements=" ".join(r for r in extras["lab"] + extras["dev"] if not r.startswith(project["name"])))
+        requirements=" ".join(project["dependencies"]), dev_requirements=" ".join(r for r in extras["lab"] + extras["gpus"] + extras["dev"] if not r.startswith(project["name"])))
     return "[DEFAULT]\n# Written from pyproject.toml by tools/settings.py (make sync), for nbdev 2.4.\n" + "".join(f"{k} = {v}".rstrip() + "\n" for k, v in facts.items())
 
 if __name__ == "__main__": (ROOT/"settings.ini").write_text(text(ROOT))
