@@ -60,13 +60,14 @@ def edm(t, r, sigma_data=0.5):
 
 WEIGHTS = dict(uniform=uniform, inverse_gap=inverse_gap, inverse_t=inverse_t, snr=snr, edm=edm)
 
-# %% ../nbs/05_weighting.ipynb #caf124e8
+# %% ../nbs/05_weighting.ipynb #394f8639
 @contextmanager
-def _same_dice(model, device, generator):
+def _same_dice(model, x0, generator):
     "Yields `replay(rows)`: after it the next pass through `model` repeats the random numbers of the first."
     if shares_dropout(model):
-        with shared_dropout(model, generator) as tape: yield tape.replay
+        with shared_dropout(model, generator, x0) as tape: yield tape.replay
     else:
+        device = x0.device
         states = [(torch.get_rng_state, torch.set_rng_state)]
         if device.type in ("cuda", "mps"):
             backend, where = getattr(torch, device.type), [device] if device.type == "cuda" else []
@@ -76,7 +77,12 @@ def _same_dice(model, device, generator):
             for put, state in saved: put(state)
         yield replay
 
-# %% ../nbs/05_weighting.ipynb #f0cc9080
+# %% ../nbs/05_weighting.ipynb #65503bf4
+def _to(a, like, dtype=None):
+    "`a` on the device of `like`, of its type; what goes to a GPU from the host is queued there, and nobody waits for it."
+    if a.device.type == "cpu" and like.is_cuda: return a.pin_memory().to(like.device, dtype or like.dtype, non_blocking=True)
+    return a.to(like.device, dtype or like.dtype)
+
 def _at_least_float32(a): return a.float() if a.dtype in (torch.float16, torch.bfloat16) else a
 
 def _rows(kw, rows): return {k: v[rows] if torch.is_tensor(v) and v.ndim else v for k, v in kw.items()}
@@ -86,26 +92,26 @@ def _target(model, x0, t, r, eps, replay, kw):
     rows = (r > 0).nonzero().squeeze(1)
     if len(rows) == 0: return x0
     subset = shares_dropout(model) and len(rows) < len(r)
-    r = torch.where(r > 0, r, t).to(x0)                     # a network is never asked about r = 0
+    r = _to(torch.where(r > 0, r, t), x0)                   # a network is never asked about r = 0
     x_r = x0 + r.reshape(-1, *[1] * (x0.ndim - 1)) * eps
-    rows = rows.to(x0.device)
+    rows = _to(rows, x0, torch.int64)
     replay(rows if subset else None)
     f_r = _at_least_float32(model(x_r[rows], r[rows], **_rows(kw, rows)) if subset else model(x_r, r, **kw)[rows])
     return x0.to(f_r.dtype).index_copy(0, rows, f_r)
 
-# %% ../nbs/05_weighting.ipynb #217cb9b3
+# %% ../nbs/05_weighting.ipynb #1893af0b
 def ect_loss(model, x0, t, r, eps, weight=inverse_gap, c=0.0, metric=pseudo_huber, generator=None, **kw):
     """The ECT loss of each row (B,): weight(t, r) · metric(f(x0 + t eps, t) - f(x0 + r eps, r), c). Geng et al. 2024, Eq. 9 and Alg. 1.
 
     `x0`, `eps` (B, …), `t`, `r` (B,) with 0 <= r <= t, best on the host. The target is taken without gradient, by the same network in the same mode with the
     same dropout masks (drawn with `generator`); where r = 0 it is x0 and no second pass is made. Other arguments (labels) go to the model."""
     _check(x0, t, r, eps)
-    s = t.to(x0)
-    with _same_dice(model, x0.device, generator) as replay:
+    s = _to(t, x0)
+    with _same_dice(model, x0, generator) as replay:
         f_t = model(x0 + s.reshape(-1, *[1] * (x0.ndim - 1)) * eps, s, **kw)
         with torch.no_grad(): target = _target(model, x0, t, r, eps, replay, kw)
     delta = _at_least_float32(f_t) - _at_least_float32(target)
-    return weight(t, r).to(delta) * metric(delta, c)
+    return _to(weight(t, r), delta) * metric(delta, c)
 
 def _check(x0, t, r, eps):
     if eps.shape != x0.shape: raise ValueError(f"eps has shape {tuple(eps.shape)} and x0 {tuple(x0.shape)}: they must be equal")

@@ -43,7 +43,7 @@ def _parse(line):
     try: return json.loads(line)
     except ValueError: return None
 
-# %% ../nbs/14_runs.ipynb #ef270016
+# %% ../nbs/14_runs.ipynb #33f20d6a
 def lock(folder):
     "A lock on a run folder that the system drops when the process dies. RuntimeError if another process trains there."
     from filelock import FileLock, Timeout
@@ -51,14 +51,15 @@ def lock(folder):
     try: return FileLock(folder.path / ".lock").acquire(timeout=0)
     except Timeout: raise RuntimeError(f"{folder.path} is in use: another process is training there; wait for it or choose another folder") from None
 
-def open_run(folder, facts):
-    "Begin or continue the run that `facts` (config, init, data, network) describe. ValueError if the folder holds anything else."
+def open_run(folder, facts, defaults={}):
+    "Begin or continue the run that `facts` (config, init, data, network) describe; `defaults` stand for settings that its kit did not know yet. ValueError if the folder holds anything else."
     if not (folder.path / "config.json").exists():
         strangers = [p.name for p in folder.path.iterdir() if not p.name.startswith(".")]
         if strangers: raise ValueError(f"{folder.path} is not empty and not a run (it holds {strangers[0]}): choose another folder")
         return write_config(folder, facts)
     was = folder.config()
     if not isinstance(was, dict) or "init" not in was or not isinstance(was.get("config"), dict): raise ValueError(f"{folder.path / 'config.json'} is not that of a run: choose another folder")
+    was["config"] = defaults | was["config"]
     other = [f"its {k} is {was['config'].get(k)}, not {v}" for k, v in facts["config"].items() if k not in _MAY_CHANGE and was["config"].get(k) != v]
     other += [f"its {k} was {was.get(k)}, not {facts[k]}" for k in ("init", "data", "network") if was.get(k) != facts[k]]
     if facts["config"]["decay"] in ("linear", "cosine") and was["config"]["kimg"] != facts["config"]["kimg"]: other.append("its learning rate was planned for another kimg")

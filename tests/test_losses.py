@@ -211,7 +211,7 @@ def test_dropout_is_fresh_again_afterwards_even_after_an_error():
     ect_loss(model, *batch((3,)))
     assert not torch.equal(model(x, t), model(x, t))
     with pytest.raises(TypeError): ect_loss(model, *batch((3,)), nonsense=1)
-    assert not torch.equal(model(x, t), model(x, t)) and all(getattr(m, "tape", None) is None for m in model.modules())
+    assert not torch.equal(model(x, t), model(x, t)) and all(getattr(m, "keep", None) is None for m in model.modules())
 
 def test_low_precision_output_gives_a_float32_loss():
     x0, t, r, eps = batch((3,))

@@ -221,7 +221,7 @@ def test_an_error_inside_gives_the_layers_back():
     layer = Dropout(0.5)
     with pytest.raises(KeyError):
         with shared_dropout(layer): raise KeyError
-    assert layer.tape is None
+    assert layer.keep is None
 
 def test_only_networks_whose_every_die_is_ours_say_so():
     class Mine(nn.Module): pass

@@ -9,7 +9,7 @@ import address as addresses, exercises, readme, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [["analytic", "schedules", "networks", "data"], ["diffusion", "losses"], ["consistency", "sampling", "checkpoints"],
-          ["features", "bulk"], ["metrics", "runs"], ["training"], ["recipes", "atlas", "sweeps", "panels"], ["tradeoff", "live"], ["planner"], ["explore", "relatives", "exercises"]]   # lowest first; within a layer nobody imports a neighbour
+          ["features", "bulk"], ["metrics", "runs", "engine", "processes"], ["training"], ["recipes", "atlas", "sweeps", "panels"], ["tradeoff", "live"], ["planner"], ["explore", "relatives", "exercises"]]   # lowest first; within a layer nobody imports a neighbour
 HEAVY = {"torchvision", "plotly", "cleanfid", "matplotlib", "IPython", "ipywidgets", "scipy", "jupyterlab", "nbdev"}
 
 # What the gates read
