@@ -181,7 +181,7 @@ def _arguments():
     a = commands.add_parser("teacher", help="fetch released weights"); a.add_argument("name"); a.add_argument("--folder", type=Path)
     return parser
 
-# %% ../nbs/12_cifar10.ipynb #6563399c
+# %% ../nbs/12_cifar10.ipynb #ffebb085
 def _device(name): return name or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
 def _accelerator(device):
@@ -190,7 +190,12 @@ def _accelerator(device):
     from accelerate import Accelerator
     return Accelerator(cpu=device == "cpu")
 
-def _settings(pairs): return {k: ast.literal_eval(v) if v[:1] in "0123456789.-([TFN" else v for k, v in (p.split("=", 1) for p in pairs)}
+def _settings(pairs):
+    "'lr=2e-4' and the like as settings of `Config`: numbers, names, tuples, nothing else."
+    found = {k: ast.literal_eval(v) if v[:1] in "0123456789.-([TFN" else v for k, _, v in (p.partition("=") for p in pairs)}
+    for k in found:
+        if k not in Config.__dataclass_fields__: raise ValueError(f"{k} is no setting: choose among {', '.join(Config.__dataclass_fields__)}")
+    return found
 
 def _run(a):
     from tqdm import tqdm
