@@ -109,13 +109,14 @@ def scaled(preset, scale, **settings):
     last = list(phases)[-1]
     return replace(preset, phases=phases | {last: replace(phases[last], **settings)})
 
-# %% ../nbs/12_cifar10.ipynb #6c84dfd2
+# %% ../nbs/12_cifar10.ipynb #3c5621c8
 def run(preset, folder, pictures=None, start=None, device=None, time_limit=None, accelerator=None, seed=0):
     """Carry out `preset` in the run folder `folder`; yields (phase, Progress) after each step. Called again, it goes on where it stopped; `time_limit` seconds after the call it stops by itself.
 
     Earlier phases have folders of their own beside it, `folder`-diffusion. With a `start` only the last phase is run. `pictures`: the preset's data unless given."""
     folder, began = Path(folder), time.monotonic()
     pictures = data.load(preset.data) if pictures is None else pictures
+    if preset.label_dim and (getattr(pictures, "labels", None) is None or int(pictures.labels.max()) >= preset.label_dim): raise ValueError(f"{preset.name} is told the class of each picture: give pictures with labels below {preset.label_dim}")
     names = list(preset.phases) if start is None else list(preset.phases)[-1:]
     model = begin(preset, start, seed)
     for name in names:
