@@ -182,7 +182,7 @@ def _arguments():
     a = commands.add_parser("teacher", help="fetch released weights"); a.add_argument("name"); a.add_argument("--folder", type=Path)
     return parser
 
-# %% ../nbs/12_cifar10.ipynb #ffebb085
+# %% ../nbs/12_cifar10.ipynb #0d38d613
 def _device(name): return name or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
 def _accelerator(device):
@@ -206,11 +206,11 @@ def _run(a):
     preset = scaled(PRESETS[a.preset], a.scale, **_settings(a.set))
     pictures, hours = data.load(a.data or preset.data, a.root), a.hours or preset.hours
     z = torch.randn(16, *pictures.shape, generator=torch.Generator().manual_seed(3))
-    bar = tqdm(total=preset.kimg, unit="kimg", disable=not main, mininterval=1)
-    for phase, p, x in follow(run(preset, a.folder, pictures, a.start, device, hours and 3600 * hours, accelerator, a.seed), z, preset.times, a.every):
-        bar.set_description(f"{phase}, stage {p.stage}", refresh=False); bar.n = p.kimg; bar.total = p.total / 1000; bar.refresh() if p.done >= 1 else bar.update(0)
-        if x is not None and main: _sheet(a.folder / "samples" / f"{phase}-{p.images // 1000:06d}.png", x)
-    bar.close()
+    with tqdm(total=preset.kimg, unit="kimg", disable=not main, mininterval=1) as bar:
+        for phase, p, x in follow(run(preset, a.folder, pictures, a.start, device, hours and 3600 * hours, accelerator, a.seed), z, preset.times, a.every):
+            bar.set_description(f"{phase}, stage {p.stage}", refresh=False); bar.total = p.total / 1000
+            bar.update(p.kimg - bar.n) if p.kimg > bar.n else bar.reset()
+            if x is not None and main: _sheet(a.folder / "samples" / f"{phase}-{p.images // 1000:06d}.png", x)
     if main: print(f"{'done' if p.done >= 1 else 'stopped; the same command goes on'}: {p.kimg:,.0f} of {p.total / 1000:,.0f} kimg in {a.folder}")
 
 # %% ../nbs/12_cifar10.ipynb #e0612010
