@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['parts', 'Team']
 
-# %% ../nbs/24_processes.ipynb #6256be8d
+# %% ../nbs/24_processes.ipynb #8f31d9c7
 import math
-from contextlib import contextmanager
 import torch
 from . import losses
+from .networks import shares_dropout
 
 # %% ../nbs/24_processes.ipynb #2dbb6746
 def parts(batch, accumulate=1, index=0, n=1):
@@ -50,7 +50,7 @@ class Team:
         from accelerate.utils import gather_object
         if any(other != thing for other in gather_object([thing])): raise ValueError(f"the processes of this run were given different {what}: start all of them with the same script and seed")
 
-# %% ../nbs/24_processes.ipynb #4e757ef9
+# %% ../nbs/24_processes.ipynb #056686a8
 def _add_up(team, model, loss):
     "Replace the gradients of `model` by their sums over all processes, and return the sum of `loss`. One buffer, one exchange; the wishes travel with it."
     if team.n == 1: return loss
@@ -63,11 +63,12 @@ def _add_up(team, model, loss):
     return total[0]
 
 def _average_buffers(team, model):
-    "Running statistics of a network that keeps some, such as a batch norm: the mean over the processes."
-    for b in model.buffers() if team.n > 1 else ():
-        if b.is_floating_point(): b.copy_(team.accelerator.reduce(b, "mean"))
+    "Running statistics of a network that keeps some, such as a batch norm: the mean over the processes, and counts those of process 0. The kit's own networks keep none."
+    if team.n == 1 or shares_dropout(model): return
+    from accelerate.utils import broadcast
+    for b in model.buffers(): b.copy_(team.accelerator.reduce(b, "mean") if b.is_floating_point() else broadcast(b))
 
-# %% ../nbs/24_processes.ipynb #65320715
+# %% ../nbs/24_processes.ipynb #b4ff0981
 def _on_its_way(values):
     "`values` on the host: a function that gives them as a list, and waits no longer than they need. On CUDA the copy is queued behind the work that makes them."
     if not values.is_cuda: return values.tolist
@@ -77,7 +78,7 @@ def _on_its_way(values):
     return lambda: (ready.synchronize(), host.tolist())[1]
 
 def _agree(team, *wishes):
-    "Which of three `wishes` hold for all: alone, one's own. With several processes a wish of any travels with the gradients of a step, and all hear it at the end of the step after."
+    "Which of three `wishes` hold for all: alone, one's own. With several processes a wish of any travels with the next gradients, and all act on it after the step that follows."
     if team.n == 1: return wishes
-    team.wishes = [a or b for a, b in zip(team.wishes, wishes)]
+    team.wishes = [bool(a or b) for a, b in zip(team.wishes, wishes)]
     return [w > 0 for w in team.heard[0]()] if len(team.heard) == 2 else [False] * 3

@@ -371,11 +371,11 @@ def _validate_parts(model, data):
     if not hasattr(data, "batch") and not (torch.is_tensor(data) and data.is_floating_point()): raise ValueError("data must be Pictures or a float tensor (N, …) scaled to [-1, 1]")
     if not len(data): raise ValueError("data is empty: there is nothing to train on")
 
-# %% ../nbs/06_training.ipynb #b8cc6abe
+# %% ../nbs/06_training.ipynb #5a65be86
 def _steps(run, facts, time_limit):
     tf32, began, team = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32), time.monotonic(), run.team
     with ExitStack() as stack:
-        if run.folder: team.lead(lambda: stack.enter_context(lock(run.folder)) and None); _restore(run, facts)
+        if run.folder: team.lead(lambda: (stack.enter_context(lock(run.folder)), None)[1]); _restore(run, facts)
         finished = run.step >= run.steps
         pressed = stack.enter_context(_whole_steps()) if team.n > 1 else []             # several must stop together: nobody leaves between steps
         try:
