@@ -103,7 +103,7 @@ def update_ema(ema, model, beta):
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - beta)
     for a, b in zip(ema.buffers(), model.buffers()): a.copy_(b)
 
-# %% ../nbs/06_training.ipynb #862518ae
+# %% ../nbs/06_training.ipynb #408e76fd
 def batch_of(data, index):
     store = getattr(data, "images", data)
     index = losses._to(index, store, torch.int64)
@@ -121,7 +121,7 @@ def _labels(model, data, index, like):
     "One-hot labels for a network that asks for them, on the device of `like`; else nothing."
     classes = next((m.config["label_dim"] for m in model.modules() if isinstance(getattr(m, "config", None), dict) and m.config.get("label_dim")), 0)
     labels = getattr(data, "labels", None)
-    return dict(labels=losses._to(F.one_hot(labels.cpu()[index].long(), classes), like)) if classes and labels is not None else {}
+    return dict(labels=F.one_hot(labels[losses._to(index, labels)], classes).to(like)) if classes and labels is not None else {}
 
 def _weight(config, model):
     weight = losses.WEIGHTS[config.weight]
