@@ -64,12 +64,12 @@ def optimizer_of(name, parameters, device, **kw):
     fused = torch.device(device).type == "cuda" and "fused" in inspect.signature(kind).parameters
     return kind(parameters, **kw, **(dict(fused=True) if fused else dict(foreach=True)))
 
-# %% ../nbs/23_speed.ipynb #814a1a1a
+# %% ../nbs/23_speed.ipynb #59ff45ef
 def flops(model, shape, **kw):
     "Floating-point operations of one pass of `model` over one picture of `shape` (C, H, W): matrix products, convolutions and attention, an addition and a multiplication counted as two. `kw`: further inputs."
     from torch.utils.flop_counter import FlopCounterMode
-    ghost = copy.deepcopy(model).to("meta").eval()                                   # shapes without numbers
-    with FlopCounterMode(display=False) as counter, torch.no_grad(): ghost(torch.empty(1, *shape, device="meta"), torch.ones(1, device="meta"), **kw)
+    ghost, like = copy.deepcopy(model).eval(), next(model.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad(): ghost(like.new_zeros(1, *shape), like.new_ones(1), **kw)
     return counter.get_total_flops()
 
 def step_flops(model, shape, share=1.0):

@@ -103,7 +103,7 @@ def update_ema(ema, model, beta):
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - beta)
     for a, b in zip(ema.buffers(), model.buffers()): a.copy_(b)
 
-# %% ../nbs/06_training.ipynb #862518ae
+# %% ../nbs/06_training.ipynb #408e76fd
 def batch_of(data, index):
     store = getattr(data, "images", data)
     index = losses._to(index, store, torch.int64)
@@ -121,7 +121,7 @@ def _labels(model, data, index, like):
     "One-hot labels for a network that asks for them, on the device of `like`; else nothing."
     classes = next((m.config["label_dim"] for m in model.modules() if isinstance(getattr(m, "config", None), dict) and m.config.get("label_dim")), 0)
     labels = getattr(data, "labels", None)
-    return dict(labels=losses._to(F.one_hot(labels.cpu()[index].long(), classes), like)) if classes and labels is not None else {}
+    return dict(labels=F.one_hot(labels[losses._to(index, labels)], classes).to(like)) if classes and labels is not None else {}
 
 def _weight(config, model):
     weight = losses.WEIGHTS[config.weight]
@@ -371,11 +371,11 @@ def _validate_parts(model, data):
     if not hasattr(data, "batch") and not (torch.is_tensor(data) and data.is_floating_point()): raise ValueError("data must be Pictures or a float tensor (N, …) scaled to [-1, 1]")
     if not len(data): raise ValueError("data is empty: there is nothing to train on")
 
-# %% ../nbs/06_training.ipynb #b8cc6abe
+# %% ../nbs/06_training.ipynb #5a65be86
 def _steps(run, facts, time_limit):
     tf32, began, team = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32), time.monotonic(), run.team
     with ExitStack() as stack:
-        if run.folder: team.lead(lambda: stack.enter_context(lock(run.folder)) and None); _restore(run, facts)
+        if run.folder: team.lead(lambda: (stack.enter_context(lock(run.folder)), None)[1]); _restore(run, facts)
         finished = run.step >= run.steps
         pressed = stack.enter_context(_whole_steps()) if team.n > 1 else []             # several must stop together: nobody leaves between steps
         try:
