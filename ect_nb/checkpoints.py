@@ -43,7 +43,7 @@ def describe(model):
     "The arguments that make a model like `model`, as plain data for `build`; None for a network that is not of this kit."
     if type(model) is Precond:
         net = describe(model.net)
-        return net and dict(name="Precond", net=net, sigma_data=model.sigma_data)
+        return net and dict(name="Precond", net=net, sigma_data=model.sigma_data) | (dict(sigma_min=model.sigma_min) if model.sigma_min else {})
     name = type(model).__name__
     return dict(name=name, **model.config) if BUILDERS.get(name) is type(model) else None
 
