@@ -443,6 +443,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'ect_nb.pickles._storage': ('pickles.html#_storage', 'ect_nb/pickles.py'),
                                 'ect_nb.pickles._table': ('pickles.html#_table', 'ect_nb/pickles.py'),
                                 'ect_nb.pickles._tensor': ('pickles.html#_tensor', 'ect_nb/pickles.py'),
+                                'ect_nb.pickles._wish': ('pickles.html#_wish', 'ect_nb/pickles.py'),
+                                'ect_nb.pickles.imitate': ('pickles.html#imitate', 'ect_nb/pickles.py'),
                                 'ect_nb.pickles.kind': ('pickles.html#kind', 'ect_nb/pickles.py'),
                                 'ect_nb.pickles.modules': ('pickles.html#modules', 'ect_nb/pickles.py'),
                                 'ect_nb.pickles.read': ('pickles.html#read', 'ect_nb/pickles.py'),

@@ -6,8 +6,8 @@
 __all__ = ['BUILDERS', 'LICENCE', 'TEACHERS', 'write_atomically', 'describe', 'build', 'save', 'header', 'load', 'load_edm',
            'digest', 'edm_facts', 'convert', 'fetch', 'teacher']
 
-# %% ../nbs/11_checkpoints.ipynb #42b0e2c3
-import hashlib, http.client, json, math, os, re, time, urllib.error, urllib.request
+# %% ../nbs/11_checkpoints.ipynb #9cd3998f
+import errno, hashlib, http.client, json, math, os, re, time, urllib.error, urllib.request
 from pathlib import Path
 import torch
 from torch import nn
@@ -167,7 +167,7 @@ def _opened(path):
     try: return model, net, pickles.tensors(net)
     except ValueError as e: raise ValueError(f"{path} is damaged or no network: {e}") from e
 
-# %% ../nbs/11_checkpoints.ipynb #2afeef7b
+# %% ../nbs/11_checkpoints.ipynb #cde38304
 def _boundary(model):
     "Where the boundary condition of the `Record` stands in evaluation: EDMPrecond has it at 0; ECT's class at its attribute `sigma_min`, or, where that is 0 or missing, at the 0.003 of the released ECT code."
     given = model.get("sigma_min", 0)
@@ -178,8 +178,11 @@ def _network(net, tensors, augment, path):
     "The settings and the float32 tensors of our `UNet` for the `Record` and its tensors."
     try: settings = _settings({k: tuple(v.shape) for k, v in tensors.items()})
     except (LookupError, ValueError, ZeroDivisionError): raise ValueError(f"{path} holds a {net.name[:80]}, not a SongUNet as DDPM++ and NCSN++ are: this kit does not build it") from None
-    if why := _unlike(net): raise ValueError(f"{path} holds a {net.name[:80]} unlike DDPM++ and NCSN++: {why}")
-    dropout = next((r.state["dropout"] for _, r in pickles.modules(net) if "dropout" in r.state), 0.0)
+    try: why = _unlike(net)
+    except (TypeError, LookupError, RuntimeError, ZeroDivisionError): why = "its attributes are damaged"
+    if why: raise ValueError(f"{path} holds a {net.name[:80]} unlike DDPM++ and NCSN++: {why}")
+    kw = net.get("_init_kwargs")
+    dropout = kw["dropout"] if isinstance(kw, dict) and "dropout" in kw else next((r.state["dropout"] for _, r in pickles.modules(net) if "dropout" in r.state), 0.0)
     settings["dropout"] = float(dropout) if isinstance(dropout, (int, float)) and 0 <= dropout < 1 else 0.0
     if not augment: settings["augment_dim"] = 0
     return settings, {f"net.{k}": v.float().contiguous() for k, v in tensors.items() if augment or k != "map_augment.weight"}
@@ -256,12 +259,13 @@ def _unlike_promised(path, sha256, size):
     if size is not None and path.stat().st_size != size: return f"has {path.stat().st_size:,} bytes, not {size:,}"
     if sha256 is not None and (found := digest(path)) != sha256.lower(): return f"has the SHA-256 {found[:16]}…, not {sha256[:16]}…"
 
-# %% ../nbs/11_checkpoints.ipynb #2e0f2aa1
+# %% ../nbs/11_checkpoints.ipynb #578f8330
 def _download(url, part, notes, tries, timeout):
     "Bring `part` to its full length, in as many requests as it takes; after `tries` in a row that brought nothing, or if the first cannot be made, ConnectionError."
-    idle, began = 0, False
+    size = lambda: part.stat().st_size if part.exists() else 0
+    first, idle = size(), 0
+    best = first
     while idle < tries:
-        before = part.stat().st_size if part.exists() else 0
         try:
             if _take(url, part, notes, timeout): return
             trouble = "the connection broke off"
@@ -269,18 +273,20 @@ def _download(url, part, notes, tries, timeout):
             if e.code == 416: _forget(part, notes)           # nothing there beyond what we have: what we have is not a part of it
             elif e.code < 500: raise ConnectionError(f"{url} cannot be had ({e.code} {e.reason}): look for the file by its name and put it in place by hand") from None
             trouble = f"{e.code} {e.reason}"
-        except (OSError, http.client.HTTPException) as e: trouble = getattr(e, "reason", None) or str(e) or type(e).__name__
-        moved = part.exists() and part.stat().st_size != before
-        began, idle = began or moved, 0 if moved else idle + 1
-        if not began: break
+        except (OSError, http.client.HTTPException) as e:
+            if isinstance(e, PermissionError) or getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise       # this disk, not the network
+            trouble = getattr(e, "reason", None) or str(e) or type(e).__name__
+        best, idle = max(best, size()), 0 if size() > best else idle + 1
+        if best == first: break
         time.sleep(idle)
-    kept = f", {part.stat().st_size:,} bytes are kept for the next try" if part.exists() else ""
+    kept = f", {size():,} bytes are kept for the next try" if size() else ""
     raise ConnectionError(f"{url} cannot be reached ({trouble}){kept}: check the connection and call again, or put the file in place by hand")
 
-# %% ../nbs/11_checkpoints.ipynb #d0a617b3
+# %% ../nbs/11_checkpoints.ipynb #0267d926
 def _take(url, part, notes, timeout):
     "One request, from where `part` ends if it is known to be of the same file; whether `part` is whole now."
-    known = json.loads(notes.read_text()) if notes.exists() else {}
+    try: known = json.loads(notes.read_text())
+    except (FileNotFoundError, ValueError): known = {}
     have = part.stat().st_size if part.exists() and known.get("url") == url else 0
     if have and have == known.get("total"): return True
     headers = {"User-Agent": "ect_nb", "Accept-Encoding": "identity"} | (have > 0) * {"Range": f"bytes={have}-"}
