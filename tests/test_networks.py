@@ -163,6 +163,12 @@ def test_channels_last_gives_the_same_answer_and_gradient(kw, device):
     assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-4)
     for a, b in zip(torch.autograd.grad(found.square().sum(), list(net.parameters())), grads): assert (a - b).norm() <= 1e-3 * b.norm() + 1e-5
 
+@pytest.mark.parametrize("kw", [dict(patch=2, label_dim=3), NCSNPP], ids=["ddpmpp", "ncsnpp"])
+def test_the_network_is_one_graph_to_the_compiler(kw):
+    net, x, c = shaken(small(num_blocks=1, **kw)), rand(2, 2, 8, 8), torch.tensor([-1.0, 0.5])
+    compiled = torch.compile(net, backend="eager", fullgraph=True)          # fullgraph: an error wherever it would have to break
+    assert torch.allclose(compiled(x, c), net(x, c), rtol=1e-4, atol=1e-5)
+
 def test_the_longer_filter_is_bilinear():
     "Another implementation: torch's interpolation, with antialiasing on the way down; it treats the border otherwise."
     x, inside = rand(2, 5, 8, 12), (..., slice(1, -1), slice(1, -1))
