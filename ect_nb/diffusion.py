@@ -17,14 +17,15 @@ def denoising_loss(model, x0, t, eps, sigma_data=0.5, **kw):
     weight = (t**2 + sigma_data**2) / (t * sigma_data) ** 2
     return weight * (model(x_t, t, **kw) - x0).square().flatten(1).sum(1)
 
-# %% ../nbs/02_diffusion.ipynb #ec55025b
+# %% ../nbs/02_diffusion.ipynb #7a2bc874
 class Precond(nn.Module):
     """The model f(x, t) around a network `net`(x, c): `x` (B, …), `t` (B,) or a number -> (B, …), float32 outside the network's body. Karras et al. 2022, Table 1.
 
-    f(x, 0) = x exactly, which is the boundary condition of a consistency model. Further arguments (labels) go to the network."""
-    def __init__(self, net, sigma_data=0.5):
+    f(x, 0) = x exactly, which is the boundary condition of a consistency model. In evaluation mode it stands at `sigma_min`: f(x, sigma_min) = x
+    (Song et al. 2023, App. C; ECT's released models have 0.003). Further arguments (labels) go to the network."""
+    def __init__(self, net, sigma_data=0.5, sigma_min=0.0):
         super().__init__()
-        self.net, self.sigma_data = net, float(sigma_data)
+        self.net, self.sigma_data, self.sigma_min = net, float(sigma_data), float(sigma_min)
 
     @property
     def shares_dropout(self): return getattr(self.net, "shares_dropout", False)
@@ -33,9 +34,9 @@ class Precond(nn.Module):
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
         c_noise = t.clamp(min=1e-8).log() / 4
         s, d = t.reshape(-1, *[1] * (x.ndim - 1)), self.sigma_data
-        var = s**2 + d**2
+        var, above = s**2 + d**2, s if self.training else s - self.sigma_min
         F = self.net(x / var.sqrt(), c_noise, **kw)
-        return x / (1 + (s / d) ** 2) + s * d / var.sqrt() * F.to(x.dtype)
+        return x / (1 + (above / d) ** 2) + above * d / var.sqrt() * F.to(x.dtype)
 
 # %% ../nbs/02_diffusion.ipynb #8093a506
 def karras_times(n, t_min=0.002, t_max=80.0, rho=7.0):

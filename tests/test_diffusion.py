@@ -1,6 +1,7 @@
 import math
 import numpy as np, pytest, torch
 from torch import nn
+from ect_nb import checkpoints
 from ect_nb.diffusion import Precond, denoising_loss, euler, heun, karras_times
 from ect_nb.networks import MLP
 
@@ -30,6 +31,32 @@ def test_the_factors_are_those_of_edm(t, d, shape):
 def test_without_noise_the_model_is_the_identity_bit_for_bit(d, dtype):
     x = rand(64, 3, dtype=dtype)
     assert torch.equal(Precond(Net(), d)(x, torch.zeros(64, dtype=dtype)), x)
+
+@pytest.mark.parametrize("d", [0.5, 1.7])
+@pytest.mark.parametrize("low", [0.003, 0.1])
+@pytest.mark.parametrize("t", [0.002, 0.1, 0.821, 80.0])
+def test_when_evaluated_the_boundary_stands_at_sigma_min_and_when_trained_at_zero(t, low, d):
+    "Song et al. 2023, App. C, with the denominators of EDM; what the network is asked does not change."
+    net, x = Net(), t * rand(5, 3, dtype=torch.float64)
+    model = Precond(net, d, low)
+    c_in, X = 1 / math.sqrt(t**2 + d**2), x.numpy()
+    for training, at in ((True, t), (False, t - low), (True, t)):
+        y = model.train(training)(x, t).numpy()
+        assert np.allclose(net.x, c_in * X, rtol=1e-12) and np.allclose(net.c, math.log(t) / 4, rtol=1e-12)
+        assert np.allclose(y, d**2 / (at**2 + d**2) * X + at * d * c_in * (np.sin(3 * c_in * X) + math.log(t) / 4), rtol=1e-9, atol=1e-12)
+
+@pytest.mark.parametrize("d", [0.5, 0.3, 1.1])
+def test_at_sigma_min_an_evaluated_model_is_the_identity_bit_for_bit(d):
+    x = rand(64, 3)
+    assert torch.equal(Precond(Net(), d, 0.003).eval()(x, 0.003), x) and not torch.equal(Precond(Net(), d, 0.003).train()(x, 0.003), x)
+    assert torch.equal(Precond(Net(), d).eval()(x, 0.3), Precond(Net(), d).train()(x, 0.3))
+
+@pytest.mark.parametrize("low", [0.0, 0.003])
+def test_a_checkpoint_keeps_sigma_min_and_says_nothing_of_none(low, tmp_path):
+    model, x = Precond(MLP(2, 8, 1), 0.7, low).eval(), rand(3, 2)
+    twin = checkpoints.load(checkpoints.save(model, tmp_path / "m.safetensors"))
+    assert twin.sigma_min == low and torch.equal(twin(x, 0.1), model(x, 0.1)) and checkpoints.describe(Precond(nn.Linear(2, 2), 0.5, low)) is None
+    assert checkpoints.describe(model).get("sigma_min", "unsaid") == (low or "unsaid")
 
 def test_rows_have_their_own_levels_and_a_number_serves_all():
     model, x, t = Precond(Net()), rand(3, 2), torch.tensor([0.1, 1.0, 10.0])

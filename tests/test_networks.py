@@ -1,10 +1,10 @@
-import hashlib, math
+import hashlib, json, math
 import numpy as np, pytest, torch
 import torch.nn.functional as F
 from torch import nn
 from ect_nb.diffusion import Precond
 from ect_nb.analytic import GaussianMixture
-from ect_nb.networks import MLP, Classifier, Dropout, PositionalEmbedding, UNet, shared_dropout, shares_dropout
+from ect_nb.networks import NCSNPP, Block, Conv2d, FourierEmbedding, MLP, Classifier, Dropout, PositionalEmbedding, UNet, shared_dropout, shares_dropout
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")),
            pytest.param("mps", marks=pytest.mark.skipif(not torch.backends.mps.is_available(), reason="needs an Apple GPU"))]
@@ -39,13 +39,27 @@ def test_the_tensors_of_the_cifar10_network_are_those_of_edm():
     assert hashlib.sha256(listing.encode()).hexdigest() == "cd1f035c34532dad714b6401ef7b63e1665884943a1f30d9c4aaac165f5702ba"
 
 @pytest.mark.parametrize("kw, tensors, parameters", [({}, 424, 55_732_739), (dict(augment_dim=9), 425, 55_733_891), (dict(label_dim=10, augment_dim=9), 427, 55_735_299),
-                                                     (dict(label_dim=10), 426, 55_732_739 + 11 * 128)])
+                                                     (dict(label_dim=10), 426, 55_732_739 + 11 * 128), (NCSNPP, 431, 56_395_523), (NCSNPP | dict(augment_dim=9), 432, 56_397_827)], ids=str)
 def test_the_sizes_of_the_cifar10_networks_are_the_published_ones(kw, tensors, parameters):
     net = meta(**kw)
     assert len(net.state_dict()) == tensors and sum(p.numel() for p in net.parameters()) == parameters
 
+def test_ncsnpp_adds_two_convolutions_and_the_frequencies_to_the_tensors_of_ddpmpp():
+    plain, other = ({k: tuple(v.shape) for k, v in meta(augment_dim=9, label_dim=10, **kw).state_dict().items()} for kw in ({}, NCSNPP))
+    assert {k: s for k, s in other.items() if k not in plain} == {
+        "map_noise.freqs": (128,), "enc.16x16_aux_residual.weight": (256, 3, 3, 3), "enc.16x16_aux_residual.bias": (256,), "enc.16x16_aux_residual.resample_filter": (1, 1, 4, 4),
+        "enc.8x8_aux_residual.weight": (256, 256, 3, 3), "enc.8x8_aux_residual.bias": (256,), "enc.8x8_aux_residual.resample_filter": (1, 1, 4, 4)}
+    filters = {f"{place}.{part}.resample_filter": (1, 1, 4, 4) for place in ("enc.16x16_down", "enc.8x8_down", "dec.16x16_up", "dec.32x32_up") for part in ("conv0", "skip")}
+    assert {k: s for k, s in other.items() if k in plain and s != plain[k]} == filters | {"map_layer0.weight": (512, 256), "map_label.weight": (256, 10), "map_label.bias": (256,), "map_augment.weight": (256, 9)}
+    assert plain.keys() <= other.keys()
+
+def test_the_filter_is_1_3_3_1_each_way_and_sums_to_one():
+    row = np.array([1, 3, 3, 1]) / 8
+    filters = [v for k, v in small(**NCSNPP).state_dict().items() if k.endswith("resample_filter")]
+    assert len(filters) == 5 and all(np.array_equal(f[0, 0], row[:, None] * row) for f in filters)
+
 def by_hand(w, config, x, c, labels=None, augment=None):
-    "DDPM++ as Karras et al. 2022 (Table 7, App. F) describe it, from the tensors `w` by elementary operations in float64."
+    "DDPM++ and NCSN++ as Karras et al. 2022 (Table 7, App. F) describe them, from the tensors `w` by elementary operations in float64."
     w, x, c = {k: v.double() for k, v in w.items()}, x.double(), c.double()
     silu = lambda a: a / (1 + torch.exp(-a))
     def linear(name, a): return a @ w[name + ".weight"].T + w.get(name + ".bias", 0)
@@ -54,15 +68,30 @@ def by_hand(w, config, x, c, labels=None, augment=None):
         g = a.reshape(B, min(32, C // 4), -1)
         g = (g - g.mean(2, keepdim=True)) / (g.var(2, unbiased=False, keepdim=True) + 1e-6).sqrt()
         return g.reshape(a.shape) * w[name + ".weight"].view(-1, 1, 1) + w[name + ".bias"].view(-1, 1, 1)
+    tap = config.get("resample", [1, 1])
+    taps = [(i, j, p * q / sum(tap) ** 2) for i, p in enumerate(tap) for j, q in enumerate(tap)]
+    def down(a, pad=len(tap) // 2 - 1):
+        "Each new pixel gathers from those around it."
+        a = F.pad(a, [pad] * 4)
+        H, W = ((m - len(tap)) // 2 + 1 for m in a.shape[-2:])
+        return sum(p * a[:, :, i:i + 2 * H:2, j:j + 2 * W:2] for i, j, p in taps)
+    def up(a, pad=len(tap) // 2 - 1):
+        "Each old pixel gives to those around it, four times as much in all."
+        B, C, H, W = a.shape
+        out = a.new_zeros(B, C, 2 * (H + pad), 2 * (W + pad))
+        for i, j, p in taps: out[:, :, i:i + 2 * H:2, j:j + 2 * W:2] += 4 * p * a
+        return out[:, :, pad:pad + 2 * H, pad:pad + 2 * W]
     def conv(name, a, kind=""):
-        if kind == "up": a = a.repeat_interleave(2, 2).repeat_interleave(2, 3)
-        if kind == "down": a = (a[:, :, ::2, ::2] + a[:, :, 1::2, ::2] + a[:, :, ::2, 1::2] + a[:, :, 1::2, 1::2]) / 4
+        if kind == "up": a = up(a)
+        if kind == "down": a = down(a)
         k = w[name + ".weight"]
         n, out = k.shape[-1], 0
-        a, size = F.pad(a, [n // 2] * 4), a.shape[-2:]
+        pad = n // 2 + (len(tap) // 2 - 1 if kind == "late" else 0)
+        a = F.pad(a, [pad] * 4)
+        size = [m - n + 1 for m in a.shape[-2:]]
         for i in range(n):
             for j in range(n): out = out + torch.einsum("oc,bchw->bohw", k[:, :, i, j], a[:, :, i:i + size[0], j:j + size[1]])
-        return out + w[name + ".bias"].view(-1, 1, 1)
+        return (down(out, 0) if kind == "late" else out) + w[name + ".bias"].view(-1, 1, 1)
     def block(name, a, emb):
         kind = name.rsplit("_", 1)[1]
         h = conv(name + ".conv0", silu(norm(name + ".norm0", a)), kind)
@@ -77,16 +106,18 @@ def by_hand(w, config, x, c, labels=None, augment=None):
             h = torch.einsum("bqk,bck->bcq", weights / weights.sum(2, keepdim=True), v).reshape(B, C, H, W)
             a = (a + conv(name + ".proj", h)) / math.sqrt(2)
         return a
-    half = config["model_channels"] // 2
-    angle = c[:, None] * 10000.0 ** -(torch.arange(half, dtype=torch.float64) / (half - 1))
+    half = config["model_channels"] * config.get("noise_width", 1) // 2
+    omega = 2 * math.pi * w["map_noise.freqs"] if "map_noise.freqs" in w else 10000.0 ** -(torch.arange(half, dtype=torch.float64) / (half - 1))
+    angle = c[:, None] * omega
     e = torch.cat([angle.sin(), angle.cos()], 1)
     if labels is not None: e = e + linear("map_label", labels.double() * math.sqrt(labels.shape[1]))
     if augment is not None: e = e + linear("map_augment", augment.double())
     e = silu(linear("map_layer1", silu(linear("map_layer0", e))))
     sizes = [config["resolution"] >> i for i in range(len(config["channel_mult"]))]
-    skips = []
+    aux, skips = x, []
     for i, s in enumerate(sizes):
         x = conv(f"enc.{s}x{s}_conv", x) if i == 0 else block(f"enc.{s}x{s}_down", x, e)
+        if i and config.get("encoder") == "residual": x = aux = (x + conv(f"enc.{s}x{s}_aux_residual", aux, "late")) / math.sqrt(2)
         skips.append(x)
         for j in range(config["num_blocks"]):
             x = block(f"enc.{s}x{s}_block{j}", x, e)
@@ -96,15 +127,61 @@ def by_hand(w, config, x, c, labels=None, augment=None):
         for j in range(config["num_blocks"] + 1): x = block(f"dec.{s}x{s}_block{j}", torch.cat([x, skips.pop()], 1), e)
     return conv(f"dec.{s}x{s}_aux_conv", silu(norm(f"dec.{s}x{s}_aux_norm", x)))
 
-@pytest.mark.parametrize("kw", [{}, dict(label_dim=3, augment_dim=5), dict(attention=(4,), channel_mult=(2, 1, 2)), dict(model_channels=160, channel_mult=(1,), num_blocks=1)])
+@pytest.mark.parametrize("kw", [{}, dict(label_dim=3, augment_dim=5), dict(attention=(4,), channel_mult=(2, 1, 2)), dict(model_channels=160, channel_mult=(1,), num_blocks=1),
+                                NCSNPP, NCSNPP | dict(channel_mult=(1, 2, 2), label_dim=3, augment_dim=5), dict(embedding="fourier"), dict(encoder="residual", channel_mult=(2, 1, 2)),
+                                dict(resample=(1, 3, 3, 1), channel_mult=(1, 2, 1)), dict(noise_width=2)], ids=str)
 def test_the_unet_computes_what_the_paper_describes(kw):
     net = shaken(small(**kw)).double()
     x, c = rand(2, 2, 8, 8), torch.tensor([-1.5, 0.9])
     extra = dict(labels=F.one_hot(torch.tensor([0, 2]), 3), augment=rand(2, 5)) if kw.get("label_dim") else {}
-    config = dict(resolution=8, model_channels=kw.get("model_channels", 16), channel_mult=kw.get("channel_mult", (1, 2)), num_blocks=kw.get("num_blocks", 2))
+    config = dict(resolution=8, model_channels=16, channel_mult=(1, 2), num_blocks=2) | kw
     wanted = by_hand(net.state_dict(), config, x, c, **extra)
     assert wanted.std() > 0.05 and torch.allclose(net(x.double(), c.double(), **extra), wanted, rtol=1e-6, atol=1e-7)      # frequencies are float32
     assert torch.allclose(net.float()(x, c, **extra).double(), wanted, rtol=1e-3, atol=1e-4)
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_fused_attention_is_the_explicit_softmax(heads):
+    block = shaken(Block(16, 16, 8, attention=True, heads=heads), 0.4)
+    x = rand(2, 16, 4, 4)
+    z = block.qkv(block.norm2(x)).flatten(2)
+    found = []
+    for h in range(heads):                                                # head h has channels 48 / heads each, q, k, v interleaved
+        q, k, v = (z[:, 48 // heads * h + i:48 // heads * (h + 1):3] for i in range(3))
+        weights = torch.softmax(torch.einsum("bcq,bck->bqk", q, k / math.sqrt(16 // heads)), dim=2)
+        found.append(torch.einsum("bqk,bck->bcq", weights, v))
+    wanted = block.proj(torch.cat(found, 1).reshape(x.shape))
+    assert wanted.std() > 0.1 and weights.std() > 0.01 and torch.allclose(block.attend(x), wanted, rtol=1e-4, atol=1e-5)
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kw", [{}, NCSNPP, NCSNPP | dict(patch=2)], ids=str)
+def test_channels_last_gives_the_same_answer_and_gradient(kw, device):
+    net, x, c = shaken(small(**kw)).to(device), rand(2, 2, 8, 8).to(device), torch.tensor([-1.0, 0.5], device=device)
+    wanted = net(x, c)
+    grads = torch.autograd.grad(wanted.square().sum(), list(net.parameters()))
+    net = net.to(memory_format=torch.channels_last)
+    found = net(x.to(memory_format=torch.channels_last), c)
+    assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-4)
+    for a, b in zip(torch.autograd.grad(found.square().sum(), list(net.parameters())), grads): assert (a - b).norm() <= 1e-3 * b.norm() + 1e-5
+
+@pytest.mark.parametrize("kw", [dict(patch=2, label_dim=3), NCSNPP], ids=["ddpmpp", "ncsnpp"])
+def test_the_network_is_one_graph_to_the_compiler(kw):
+    net, x, c = shaken(small(num_blocks=1, **kw)), rand(2, 2, 8, 8), torch.tensor([-1.0, 0.5])
+    compiled = torch.compile(net, backend="eager", fullgraph=True)          # fullgraph: an error wherever it would have to break
+    assert torch.allclose(compiled(x, c), net(x, c), rtol=1e-4, atol=1e-5)
+
+def test_the_longer_filter_is_bilinear():
+    "Another implementation: torch's interpolation, with antialiasing on the way down; it treats the border otherwise."
+    x, inside = rand(2, 5, 8, 12), (..., slice(1, -1), slice(1, -1))
+    blank = lambda **way: Conv2d(5, 5, 1, resample=(1, 3, 3, 1), **way)
+    larger, smaller = blank(up=True).double(x), blank(down=True).halve(x, 1)
+    assert larger.shape == (2, 5, 16, 24) and torch.allclose(larger[inside], F.interpolate(x, scale_factor=2, mode="bilinear")[inside], atol=1e-6)
+    assert smaller.shape == (2, 5, 4, 6) and torch.allclose(smaller[inside], F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True)[inside], atol=1e-6)
+
+@pytest.mark.parametrize("kw, named", [(dict(embedding="sines"), ("embedding='sines'", "'fourier'")), (dict(encoder="skip"), ("encoder='skip'", "'residual'")),
+                                       (dict(resample=(1, 2, 1)), ("resample=[1, 2, 1]", "[1, 3, 3, 1]")), (dict(noise_width=3), ("noise_width=3", "1 or 2"))])
+def test_a_setting_outside_the_family_is_named_with_the_choices(kw, named):
+    with pytest.raises(ValueError) as e: small(**kw)
+    assert all(word in str(e.value) for word in named) and str(e.value).count("\n") == 0
 
 def test_labels_augmentation_and_noise_level_all_count():
     net, x, c = shaken(small(label_dim=3, augment_dim=2)), rand(1, 2, 8, 8), torch.zeros(1)
@@ -113,7 +190,9 @@ def test_labels_augmentation_and_noise_level_all_count():
     assert all((a - b).abs().max() > 1e-3 for i, a in enumerate(outs) for b in outs[:i])
 
 @pytest.mark.parametrize("kw", [dict(patch=2), dict(patch=3, resolution=12, channel_mult=(1, 2)), dict(patch=3, resolution=9, channel_mult=(1,)), dict(patch=5, resolution=20), dict(channels=1, patch=3, resolution=6),
-                                dict(model_channels=48), dict(model_channels=40), dict(model_channels=12), dict(model_channels=4, channel_mult=(1, 3)), dict(channel_mult=(1,)), dict(attention=())], ids=str)
+                                dict(model_channels=48), dict(model_channels=40), dict(model_channels=12), dict(model_channels=4, channel_mult=(1, 3)), dict(channel_mult=(1,)), dict(attention=()),
+                                NCSNPP, NCSNPP | dict(channel_mult=(1,)), NCSNPP | dict(resolution=16, channel_mult=(1, 2, 1, 3), num_blocks=1), NCSNPP | dict(resolution=12, channels=3, patch=3),
+                                NCSNPP | dict(model_channels=40, attention=(4, 8), num_blocks=3), dict(resolution=32, channel_mult=(1, 1, 1, 1, 1, 1), num_blocks=1)], ids=str)
 def test_odd_settings_work_and_every_weight_learns(kw):
     net = shaken(small(**kw))
     C, R = net.config["channels"], net.config["resolution"]
@@ -141,8 +220,9 @@ def test_a_new_network_starts_near_zero_so_that_the_model_starts_as_its_skip():
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype, near", [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
-def test_a_low_precision_body_keeps_float32_outside_and_stays_close(dtype, near, device):
-    net = shaken(small(patch=2)).to(device)
+@pytest.mark.parametrize("kw", [dict(patch=2), NCSNPP | dict(patch=2)], ids=["ddpmpp", "ncsnpp"])
+def test_a_low_precision_body_keeps_float32_outside_and_stays_close(kw, dtype, near, device):
+    net = shaken(small(**kw)).to(device)
     model, x, t = Precond(net), rand(4, 2, 8, 8).to(device), torch.tensor([0.05, 0.5, 2.0, 20.0], device=device)
     exact = model(x, t)
     net.body, seen = dtype, []
@@ -154,11 +234,25 @@ def test_a_low_precision_body_keeps_float32_outside_and_stays_close(dtype, near,
     assert seen == [(torch.float32, torch.float32)]      # the embedding of the noise level
 
 def test_the_config_makes_the_same_network_again():
-    for net in (small(label_dim=3, patch=2, dropout=0.2), MLP(3, 7, 2, 0.1), Classifier(3, 5, 8)):
-        twin = type(net)(**net.config)
+    for net in (small(label_dim=3, patch=2, dropout=0.2), small(**NCSNPP), small(resample=[1, 3, 3, 1]), MLP(3, 7, 2, 0.1), Classifier(3, 5, 8)):
+        twin = type(net)(**json.loads(json.dumps(net.config)))
         assert twin.config == net.config and {k: v.shape for k, v in twin.state_dict().items()} == {k: v.shape for k, v in net.state_dict().items()}
 
+def test_the_config_names_only_what_is_not_ddpmpp():
+    assert not NCSNPP.keys() & small().config.keys() and small(embedding="positional", resample=[1, 1]).config == small().config
+    assert small(**NCSNPP).config == small().config | NCSNPP | dict(resample=[1, 3, 3, 1])
+
 # ---- small parts
+
+def test_the_fourier_embedding_turns_random_frequencies_that_belong_to_the_weights():
+    torch.manual_seed(0)
+    layer, c = FourierEmbedding(4096), torch.tensor([-0.7, 0.3])
+    freqs = layer.state_dict()["freqs"].double().numpy()
+    assert freqs.shape == (2048,) and freqs.std() == pytest.approx(16, rel=4 / math.sqrt(2 * 2048)) and abs(freqs.mean()) < 4 * 16 / math.sqrt(2048)
+    angle = 2 * np.pi * np.array([-0.7, 0.3])[:, None] * freqs
+    assert np.allclose(layer(c), np.hstack([np.sin(angle), np.cos(angle)]), atol=1e-4) and layer.double()(c.double()).dtype == torch.float64
+    layer.load_state_dict(dict(freqs=torch.ones(2048)))
+    assert torch.allclose(layer(torch.tensor([0.25])), torch.cat([torch.ones(1, 2048), torch.zeros(1, 2048)], 1), atol=1e-6)
 
 @pytest.mark.parametrize("n", [4, 32, 128])
 def test_the_embedding_is_sines_then_cosines(n):

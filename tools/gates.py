@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 import address as addresses, exercises, readme, settings
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = [["analytic", "schedules", "networks", "data"], ["diffusion", "losses"], ["consistency", "sampling", "checkpoints"],
+LAYERS = [["analytic", "schedules", "networks", "data", "pickles"], ["diffusion", "losses"], ["consistency", "sampling", "checkpoints"],
           ["features", "bulk"], ["metrics", "runs", "engine", "processes"], ["training"], ["recipes", "atlas", "sweeps", "panels"], ["tradeoff", "live"], ["planner"], ["explore", "relatives", "exercises"]]   # lowest first; within a layer nobody imports a neighbour
 HEAVY = {"torchvision", "plotly", "cleanfid", "matplotlib", "IPython", "ipywidgets", "scipy", "jupyterlab", "nbdev"}
 
