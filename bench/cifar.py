@@ -176,7 +176,7 @@ def main():
     if args.what == "table": return table()
     device = torch.device(args.device)
     gpu = device.type == "cuda"
-    for name, values in dict(batch=(8, 128), rounds=(3, 7), stages=([0, 3, 7], [0, 1, 3, 5, 7]), inner=(1, 5), agree=(0, 100), samples=(8, 250), compile=(False, True), channels_last=(True, True)).items():
+    for name, values in dict(batch=(8, 128), rounds=(3, 7), stages=([0, 3, 7], [0, 1, 3, 5, 7]), inner=(1, 5), agree=(0, 100), samples=(8, 250), compile=(False, True), channels_last=(False, True)).items():
         if getattr(args, name) is None: setattr(args, name, values[gpu])
     args.measure, args.warm = (64, 4) if gpu else (8, 1)
     name = f"cuda {torch.cuda.get_device_name(device)}" if gpu else f"cpu {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread(s)"
