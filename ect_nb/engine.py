@@ -77,9 +77,9 @@ def step_flops(model, shape, share=1.0):
     "Operations that one picture costs in a step: a pass, twice as much for the way back, and a second pass for the `share` of rows with r > 0."
     return (3 + share) * flops(model, shape)
 
-# %% ../nbs/23_speed.ipynb #34763ab3
+# %% ../nbs/23_speed.ipynb #e7da80e9
 PEAKS = {"H100 PCIe": (51, 378, 756, 756), "H100": (67, 494, 989, 989), "H200": (67, 494, 989, 989), "A100": (19.5, 156, 312, 312),      # NVIDIA's data sheets, dense, in 10¹² a second:
-         "L4": (30.3, 60, 121, 121), "T4": (8.1, 8.1, None, 65), "V100": (15.7, 15.7, None, 125)}                                         # float32, TF32, bfloat16, float16
+         "L4": (30.3, 60, 121, 121), "T4": (8.1, None, None, 65), "V100": (15.7, None, None, 125)}                                         # float32, TF32, bfloat16, float16
 _COLUMNS = dict(float32=0, tf32=1, bfloat16=2, float16=3)
 
 def peak(name, precision="float32"):
