@@ -25,6 +25,7 @@ with random weights, its last layers woken up (scaled to the size of all others)
 arithmetic, chosen by the rule of the residual's error (at most 0.3), does: with trained weights (`--weights`) it may come out otherwise. *Plain* is the recipe as one would
 first write it: eager, both branches for every row, RAdam and EMA parameter by parameter, dropout drawn by torch. *Ratio* is the time of the plain step over that of the kit's in the same round,
 median [quartiles]; above 1 the kit is faster. MFU counts the passes that the step needs (3 + the share of rows with r > 0), over the published peak of the device in that arithmetic.
+Lines of a CPU are from a machine that had much other work at the time: their spread says how little they settle.
 {owed}"""
 
 

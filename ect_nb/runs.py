@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from . import checkpoints
 
-# %% ../nbs/14_runs.ipynb #e69622f6
+# %% ../nbs/14_runs.ipynb #b00110b5
 class RunFolder:
     "The files of one run under `path`."
     def __init__(self, path): self.path = Path(path)
@@ -44,6 +44,7 @@ class RunFolder:
         text = "".join(json.dumps(r) + "\n" for r in self.records() if round((r.get("kimg") or 0) * 1000) <= images)
         if (file := self.path / "metrics.jsonl").exists() and file.read_text() != text: checkpoints.write_atomically(file, text.encode())
 
+# %% ../nbs/14_runs.ipynb #049156a4
 def _parse(line):
     try: return json.loads(line)
     except ValueError: return None
