@@ -204,13 +204,14 @@ def load_edm(path, sigma_min=None, device=None, augment=False):
     model.load_state_dict(tensors, assign=True)
     return model.eval().to(device) if device else model.eval()
 
-# %% ../nbs/11_checkpoints.ipynb #e94709bf
+# %% ../nbs/11_checkpoints.ipynb #5a0861a6
 LICENCE = "CC BY-NC-SA 4.0"
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 TEACHERS = {
     "edm-cifar10-32x32-uncond-vp": dict(url=_EDM + "edm-cifar10-32x32-uncond-vp.pkl", sha256="4d5dcc1f1d0d41c8934ad21626eeddbdc0460182becf9fc059a0631b1eedb4da", licence=LICENCE),
     "edm-cifar10-32x32-cond-vp": dict(url=_EDM + "edm-cifar10-32x32-cond-vp.pkl", licence=LICENCE)}
 
+# %% ../nbs/11_checkpoints.ipynb #ab2f8a70
 def digest(path):
     "SHA-256 of the file `path`, in hexadecimal."
     with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
@@ -225,6 +226,7 @@ def edm_facts(path):
     return dict(file=Path(path).name, sha256=sha256, teacher=teacher, precond=record.name, network=net.name, sigma_data=record.get("sigma_data", 0.5), sigma_min=_boundary(record), settings=settings,
                 stored=sorted({str(v.dtype).removeprefix("torch.") for v in tensors.values()}), tensors=len(tensors), parameters=parameters, source_sha256=record.source)
 
+# %% ../nbs/11_checkpoints.ipynb #c2f70bf8
 def convert(pkl, path, licence=LICENCE, augment=False, dtype=None):
     "Write the EDM or ECT pickle `pkl` as the kit's own checkpoint `path` (safetensors, for `load`), with the name, SHA-256 and `licence` of its source as provenance; returns the path."
     sha256 = digest(pkl) if Path(pkl).is_file() else None
