@@ -261,37 +261,37 @@ def _unlike_promised(path, sha256, size):
     if size is not None and path.stat().st_size != size: return f"has {path.stat().st_size:,} bytes, not {size:,}"
     if sha256 is not None and (found := digest(path)) != sha256.lower(): return f"has the SHA-256 {found[:16]}…, not {sha256[:16]}…"
 
-# %% ../nbs/11_checkpoints.ipynb #578f8330
+# %% ../nbs/11_checkpoints.ipynb #47d8cc4d
 def _download(url, part, notes, tries, timeout):
-    "Bring `part` to its full length, in as many requests as it takes; after `tries` in a row that brought nothing, or if the first cannot be made, ConnectionError."
+    "Bring `part` to its full length, in as many requests as it takes; after `tries` in a row that brought nothing, or if nobody answers the first, ConnectionError."
     size = lambda: part.stat().st_size if part.exists() else 0
-    first, idle = size(), 0
-    best = first
+    best, idle, met = size(), 0, False
     while idle < tries:
         try:
             if _take(url, part, notes, timeout): return
-            trouble = "the connection broke off"
+            met, trouble = True, "the connection broke off"
         except urllib.error.HTTPError as e:
             if e.code == 416: _forget(part, notes)           # nothing there beyond what we have: what we have is not a part of it
             elif e.code < 500: raise ConnectionError(f"{url} cannot be had ({e.code} {e.reason}): look for the file by its name and put it in place by hand") from None
-            trouble = f"{e.code} {e.reason}"
+            met, trouble = True, f"{e.code} {e.reason}"
         except (OSError, http.client.HTTPException) as e:
             if isinstance(e, PermissionError) or getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise       # this disk, not the network
             trouble = getattr(e, "reason", None) or str(e) or type(e).__name__
-        best, idle = max(best, size()), 0 if size() > best else idle + 1
-        if best == first: break
-        time.sleep(idle)
+        idle = 0 if size() > best else idle + 1
+        if not (met := met or idle == 0): break
+        best = max(best, size())
+        time.sleep(idle if idle < tries else 0)
     kept = f", {size():,} bytes are kept for the next try" if size() else ""
     raise ConnectionError(f"{url} cannot be reached ({trouble}){kept}: check the connection and call again, or put the file in place by hand")
 
-# %% ../nbs/11_checkpoints.ipynb #0267d926
+# %% ../nbs/11_checkpoints.ipynb #693fab00
 def _take(url, part, notes, timeout):
     "One request, from where `part` ends if it is known to be of the same file; whether `part` is whole now."
     try: known = json.loads(notes.read_text())
     except (FileNotFoundError, ValueError): known = {}
     have = part.stat().st_size if part.exists() and known.get("url") == url else 0
     if have and have == known.get("total"): return True
-    headers = {"User-Agent": "ect_nb", "Accept-Encoding": "identity"} | (have > 0) * {"Range": f"bytes={have}-"}
+    headers = {"User-Agent": "ect_nb", "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     if have and known.get("tag"): headers["If-Range"] = known["tag"]
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout) as answer:
         if answer.status != 206: have = 0                    # the whole file again: the server cannot resume, or the file has changed
