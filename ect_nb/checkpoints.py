@@ -289,11 +289,11 @@ def _download(url, part, notes, tries, timeout):
     kept = f", {size():,} bytes are kept for the next try" if size() else ""
     raise ConnectionError(f"{url} cannot be reached ({trouble}){kept}: check the connection and call again, or put the file in place by hand")
 
-# %% ../nbs/11_checkpoints.ipynb #693fab00
+# %% ../nbs/11_checkpoints.ipynb #7cca5cf0
 def _take(url, part, notes, timeout):
     "One request, from where `part` ends if it is known to be of the same file; whether `part` is whole now."
-    try: known = json.loads(notes.read_text())
-    except (FileNotFoundError, ValueError): known = {}
+    try: known = dict(json.loads(notes.read_text()))
+    except (FileNotFoundError, ValueError, TypeError): known = {}
     have = part.stat().st_size if part.exists() and known.get("url") == url else 0
     if have and have == known.get("total"): return True
     headers = {"User-Agent": "ect_nb", "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
