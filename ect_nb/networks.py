@@ -286,7 +286,7 @@ class FourierEmbedding(nn.Module):
         self.register_buffer("freqs", torch.randn(num_channels // 2) * scale)
 
     def forward(self, c):
-        angles = 2 * math.pi * c[:, None] * self.freqs.to(c.dtype)
+        angles = c[:, None] * (2 * math.pi * self.freqs).to(c.dtype)
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 NCSNPP = dict(embedding="fourier", encoder="residual", resample=(1, 3, 3, 1), noise_width=2)
