@@ -232,7 +232,7 @@ def convert(pkl, path, licence=LICENCE, augment=False, dtype=None):
     sha256 = digest(pkl) if Path(pkl).is_file() else None
     return save(load_edm(pkl, augment=augment), path, dtype, source=Path(pkl).name, sha256=sha256, licence=licence)
 
-# %% ../nbs/11_checkpoints.ipynb #11d15885
+# %% ../nbs/11_checkpoints.ipynb #1378ae20
 def fetch(url, path, sha256=None, size=None, tries=5, timeout=30):
     """Download `url` to `path` and return it; a file already there is used. A broken download goes on where it stopped, or from the start where the server cannot do that or the checksum fails.
 
@@ -246,6 +246,7 @@ def fetch(url, path, sha256=None, size=None, tries=5, timeout=30):
     with FileLock(path.with_name(f".{path.name}.lock")):       # of several processes one fetches, the others wait for it
         return path if path.is_file() else _fetch(url, path, sha256, size, tries, timeout)
 
+# %% ../nbs/11_checkpoints.ipynb #2c3877f4
 def _fetch(url, path, sha256, size, tries, timeout):
     part, notes = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.part.json")
     for last in (not part.exists(), True):

@@ -210,8 +210,8 @@ def _complaint(error, content):
     if re.search("exhausted|not enough data|remain|no newline", str(error)): return f"is cut short ({len(content):,} bytes): fetch it again"
     return "is damaged, its instructions do not fit together: fetch it again"
 
-# %% ../nbs/22_pickles.ipynb #0b75f0e3
-MAX_BYTES, MAX_STEPS = 4 << 30, 1_000_000
+# %% ../nbs/22_pickles.ipynb #65eeb751
+MAX_BYTES, MAX_STEPS = 4 << 30, 1_000_000      # a file of the CIFAR-10 network has 223 MB and some 34,000 instructions
 
 def read(path):
     """The object in the EDM or ECT pickle `path` as plain data: dicts, lists, numbers, tensors (on the CPU, as stored), and a `Record` for each object. Nothing in the file is run.

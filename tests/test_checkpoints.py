@@ -1,4 +1,5 @@
 import hashlib, http.server, json, os, pickle, signal, struct, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
 import pytest, torch
 from torch import nn
 from safetensors.torch import load_file, save_file
@@ -528,6 +529,11 @@ def test_without_a_network_one_sentence_says_so(server, tmp_path):
 def test_a_body_without_a_length_is_taken_to_its_end(server, tmp_path):
     server.sized = False
     fetched(server, tmp_path, sha256=SHA, size=len(CONTENT))
+
+def test_of_several_who_fetch_at_once_one_does(server, tmp_path):
+    server.breaks = [1_000_000]
+    with ThreadPoolExecutor(4) as pool: paths = list(pool.map(lambda _: checkpoints.fetch(server.url, tmp_path / "m.pkl", SHA), range(4)))
+    assert set(paths) == {tmp_path / "m.pkl"} and paths[0].read_bytes() == CONTENT and server.asked == [None, "bytes=1000000-"]
 
 @unix
 def test_a_full_disk_is_not_blamed_on_the_network(server, tmp_path):
