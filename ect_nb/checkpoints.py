@@ -167,7 +167,7 @@ def _opened(path):
     try: return model, net, pickles.tensors(net)
     except ValueError as e: raise ValueError(f"{path} is damaged or no network: {e}") from e
 
-# %% ../nbs/11_checkpoints.ipynb #cde38304
+# %% ../nbs/11_checkpoints.ipynb #631be05d
 def _boundary(model):
     "Where the boundary condition of the `Record` stands in evaluation: EDMPrecond has it at 0; ECT's class at its attribute `sigma_min`, or, where that is 0 or missing, at the 0.003 of the released ECT code."
     given = model.get("sigma_min", 0)
@@ -177,7 +177,7 @@ def _boundary(model):
 def _network(net, tensors, augment, path):
     "The settings and the float32 tensors of our `UNet` for the `Record` and its tensors."
     try: settings = _settings({k: tuple(v.shape) for k, v in tensors.items()})
-    except (LookupError, ValueError, ZeroDivisionError): raise ValueError(f"{path} holds a {net.name[:80]}, not a SongUNet as DDPM++ and NCSN++ are: this kit does not build it") from None
+    except (LookupError, ValueError, ZeroDivisionError): raise ValueError(f"{path} holds a network of class {net.name[:80]}, which is neither DDPM++ nor NCSN++ (SongUNet): this kit does not build it") from None
     try: why = _unlike(net)
     except (TypeError, LookupError, RuntimeError, ZeroDivisionError): why = "its attributes are damaged"
     if why: raise ValueError(f"{path} holds a {net.name[:80]} unlike DDPM++ and NCSN++: {why}")
@@ -204,13 +204,14 @@ def load_edm(path, sigma_min=None, device=None, augment=False):
     model.load_state_dict(tensors, assign=True)
     return model.eval().to(device) if device else model.eval()
 
-# %% ../nbs/11_checkpoints.ipynb #e94709bf
+# %% ../nbs/11_checkpoints.ipynb #5a0861a6
 LICENCE = "CC BY-NC-SA 4.0"
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 TEACHERS = {
     "edm-cifar10-32x32-uncond-vp": dict(url=_EDM + "edm-cifar10-32x32-uncond-vp.pkl", sha256="4d5dcc1f1d0d41c8934ad21626eeddbdc0460182becf9fc059a0631b1eedb4da", licence=LICENCE),
     "edm-cifar10-32x32-cond-vp": dict(url=_EDM + "edm-cifar10-32x32-cond-vp.pkl", licence=LICENCE)}
 
+# %% ../nbs/11_checkpoints.ipynb #ab2f8a70
 def digest(path):
     "SHA-256 of the file `path`, in hexadecimal."
     with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
@@ -225,21 +226,28 @@ def edm_facts(path):
     return dict(file=Path(path).name, sha256=sha256, teacher=teacher, precond=record.name, network=net.name, sigma_data=record.get("sigma_data", 0.5), sigma_min=_boundary(record), settings=settings,
                 stored=sorted({str(v.dtype).removeprefix("torch.") for v in tensors.values()}), tensors=len(tensors), parameters=parameters, source_sha256=record.source)
 
+# %% ../nbs/11_checkpoints.ipynb #c2f70bf8
 def convert(pkl, path, licence=LICENCE, augment=False, dtype=None):
     "Write the EDM or ECT pickle `pkl` as the kit's own checkpoint `path` (safetensors, for `load`), with the name, SHA-256 and `licence` of its source as provenance; returns the path."
     sha256 = digest(pkl) if Path(pkl).is_file() else None
     return save(load_edm(pkl, augment=augment), path, dtype, source=Path(pkl).name, sha256=sha256, licence=licence)
 
-# %% ../nbs/11_checkpoints.ipynb #af1180d2
+# %% ../nbs/11_checkpoints.ipynb #1378ae20
 def fetch(url, path, sha256=None, size=None, tries=5, timeout=30):
     """Download `url` to `path` and return it; a file already there is used. A broken download goes on where it stopped, or from the start where the server cannot do that or the checksum fails.
 
     `sha256`, `size` (bytes): what the file must have. ConnectionError: no such address, no network or no end of interruptions; ValueError: what arrived is something else. Either way no file stands at `path`."""
+    from filelock import FileLock
     path = Path(path)
     if path.is_file():
         if wrong := _unlike_promised(path, sha256, size): raise ValueError(f"{path} is there already but {wrong}: take it away, then fetch again")
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):       # of several processes one fetches, the others wait for it
+        return path if path.is_file() else _fetch(url, path, sha256, size, tries, timeout)
+
+# %% ../nbs/11_checkpoints.ipynb #2c3877f4
+def _fetch(url, path, sha256, size, tries, timeout):
     part, notes = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.part.json")
     for last in (not part.exists(), True):
         _download(url, part, notes, tries, timeout)
@@ -259,37 +267,37 @@ def _unlike_promised(path, sha256, size):
     if size is not None and path.stat().st_size != size: return f"has {path.stat().st_size:,} bytes, not {size:,}"
     if sha256 is not None and (found := digest(path)) != sha256.lower(): return f"has the SHA-256 {found[:16]}…, not {sha256[:16]}…"
 
-# %% ../nbs/11_checkpoints.ipynb #578f8330
+# %% ../nbs/11_checkpoints.ipynb #47d8cc4d
 def _download(url, part, notes, tries, timeout):
-    "Bring `part` to its full length, in as many requests as it takes; after `tries` in a row that brought nothing, or if the first cannot be made, ConnectionError."
+    "Bring `part` to its full length, in as many requests as it takes; after `tries` in a row that brought nothing, or if nobody answers the first, ConnectionError."
     size = lambda: part.stat().st_size if part.exists() else 0
-    first, idle = size(), 0
-    best = first
+    best, idle, met = size(), 0, False
     while idle < tries:
         try:
             if _take(url, part, notes, timeout): return
-            trouble = "the connection broke off"
+            met, trouble = True, "the connection broke off"
         except urllib.error.HTTPError as e:
             if e.code == 416: _forget(part, notes)           # nothing there beyond what we have: what we have is not a part of it
             elif e.code < 500: raise ConnectionError(f"{url} cannot be had ({e.code} {e.reason}): look for the file by its name and put it in place by hand") from None
-            trouble = f"{e.code} {e.reason}"
+            met, trouble = True, f"{e.code} {e.reason}"
         except (OSError, http.client.HTTPException) as e:
             if isinstance(e, PermissionError) or getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise       # this disk, not the network
             trouble = getattr(e, "reason", None) or str(e) or type(e).__name__
-        best, idle = max(best, size()), 0 if size() > best else idle + 1
-        if best == first: break
-        time.sleep(idle)
+        idle = 0 if size() > best else idle + 1
+        if not (met := met or idle == 0): break
+        best = max(best, size())
+        time.sleep(idle if idle < tries else 0)
     kept = f", {size():,} bytes are kept for the next try" if size() else ""
     raise ConnectionError(f"{url} cannot be reached ({trouble}){kept}: check the connection and call again, or put the file in place by hand")
 
-# %% ../nbs/11_checkpoints.ipynb #0267d926
+# %% ../nbs/11_checkpoints.ipynb #7cca5cf0
 def _take(url, part, notes, timeout):
     "One request, from where `part` ends if it is known to be of the same file; whether `part` is whole now."
-    try: known = json.loads(notes.read_text())
-    except (FileNotFoundError, ValueError): known = {}
+    try: known = dict(json.loads(notes.read_text()))
+    except (FileNotFoundError, ValueError, TypeError): known = {}
     have = part.stat().st_size if part.exists() and known.get("url") == url else 0
     if have and have == known.get("total"): return True
-    headers = {"User-Agent": "ect_nb", "Accept-Encoding": "identity"} | (have > 0) * {"Range": f"bytes={have}-"}
+    headers = {"User-Agent": "ect_nb", "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     if have and known.get("tag"): headers["If-Range"] = known["tag"]
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout) as answer:
         if answer.status != 206: have = 0                    # the whole file again: the server cannot resume, or the file has changed
