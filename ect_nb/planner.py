@@ -140,7 +140,7 @@ class Plan:
     device: str; how: str; data: str; hours: float; nfe: int; kimg: float; least: float; most: float; preset: str; value: float; low: float; high: float; source: str; pays_after: float
     warning: str = ""; pictures: float = 10_000; walk_ms: float = math.nan; ms: float = math.nan
 
-# %% ../nbs/21_planner.ipynb #19c3a2f4
+# %% ../nbs/21_planner.ipynb #1cae917a
 def plan(atlas, speed, hours, nfe, pictures=10_000):
     "The `Plan` for `hours` on a row of `SPEEDS`, or a row of your own like them: its budget is the geometric mean of what the row allows, its interval covers them all."
     if not 0 < hours < math.inf: raise ValueError(f"hours must be above 0 and finite, not {hours}")
@@ -148,9 +148,11 @@ def plan(atlas, speed, hours, nfe, pictures=10_000):
     kimg, warning = math.sqrt(least * most), cold(data, least, most, hours)
     value, low, high, source = expected(atlas, data, nfe, kimg)
     if value is not None:
+        touched = [s.kimg for r in _runs(atlas, data) for k in budgets(r) for s in curve(r, k) if s.nfe == nfe] + [row[0] for row in _rows(data, nfe)]
         ends = [e for k in (least, most) if (e := expected(atlas, data, nfe, k))[0] is not None]
-        low, high = min([low, *(e[1] for e in ends)]), max([high, *(e[2] for e in ends)])
-        if warning and least < COLD: high, source = max([high, *(l["high"] for l in LOGS if l["nfe"] == nfe)]), source + "; its upper end is the noise of 256 kimg"
+        lows, highs = zip(*((e[1], e[2]) for e in [*ends, *(expected(atlas, data, nfe, k) for k in touched if least < k < most)] if e[0] is not None), (low, high))
+        low, high = min(lows), max(highs)
+        if warning and least < COLD: high, source = max(high, *(l["high"] for l in LOGS if l["nfe"] == nfe)), source + "; its upper end is the noise of 256 kimg"
         elif len(ends) < 2 and least < most: source += "; part of what the device may reach lies outside the records"
     elif (rows := _rows(data, nfe)) and kimg < rows[0][0]: source += "; " + " to ".join(dict.fromkeys(span(3600 * rows[0][0] / speed[end]) for end in ("high", "low"))) + " would reach the first"
     walk_ms, ms = _times(atlas, data, nfe, value, speed)
@@ -183,7 +185,7 @@ def _paying(p):
     words = f" Your {p.pictures:,.0f} pictures take {span(walk)} by walking the untuned model, {span(tuned)} after the tuning, which has paid for itself after {p.pays_after:,.0f}: " + ("tune, if its pictures are good enough." if p.pictures > p.pays_after else "walk, unless more will be wanted.")
     return words + (" (35 evaluations against " + str(p.nfe) + " in batches of 128, a published log scaled to the device; the walk is published with FID 1.97.)" if p.data == "cifar10" else "")
 
-# %% ../nbs/21_planner.ipynb #0620075f
+# %% ../nbs/21_planner.ipynb #b5303ae8
 def _plan_axes(atlas, data, nfe):
     "Figure and axes of what is known of `data` with `nfe` evaluations: measured distances filled, published ones hollow and grey."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -196,10 +198,12 @@ def _plan_axes(atlas, data, nfe):
     rows = _paper(data, nfe)
     if rows: ax.plot(*zip(*rows), "D:", color="0.45", mfc="none", ms=7, lw=1, label="Geng et al. 2024,\npublished FID")
     logs = [l for l in LOGS if data == "cifar10" and l["nfe"] == nfe and l["kimg"] >= COLD]
-    if logs: ax.vlines([l["kimg"] for l in logs], *([max(l[end], 1e-9) * off for l in logs] for end, off in (("low", 0.985), ("high", 1.015))), color="0.45", lw=4, alpha=0.6, label="logs of others, FID")
-    if data == "cifar10": ax.axvspan(1e-3, COLD, color="0.9", lw=0, zorder=0, label="one-hour recipe:\nnoise")
+    for l in logs: ax.plot([l["kimg"]] * 2, [l["low"], l["high"]], "o-", color="0.45", ms=4, lw=2, label="logs of others, FID" if l is logs[0] else None)
+    if cold_rows := [l for l in LOGS if data == "cifar10" and l["nfe"] == nfe and l["kimg"] < COLD]:
+        ax.axvspan(1, COLD, color="0.92", lw=0, zorder=0)
+        ax.text(25, 0.5, f"one-hour recipe:\nnoise, FID {cold_rows[0]['low']:g} to {cold_rows[0]['high']:g}\nafter {cold_rows[0]['kimg']} kimg", transform=ax.get_xaxis_transform(), fontsize=8, color="0.35", va="center")
     seen = [v for c in lines.values() for s in c for v in (s.low, s.high) if v > _floor(c)] + [y for _, y in rows] + [l["high"] for l in logs]
-    reach = [r[end] * h for r in SPEEDS if r["data"] == data for end, h in (("low", 0.1), ("high", 100))]
+    reach = [max(r[end] * h, 25 if data == "cifar10" else 0) for r in SPEEDS if r["data"] == data for end, h in (("low", 0.1), ("high", 100))]
     ax.set(xscale="log", yscale="log", xlabel="kimg of tuning", ylabel=f"distance, NFE {nfe}")
     ticks = _ROUND if not seen or max(seen) > 5 * min(seen) else [2, 2.5, 3, 4, 5, 6, 7, 8]
     ax.set_yticks(ticks, ticks); ax.set_ylim(0.8 * min(seen, default=1), 1.25 * max(seen, default=100)); ax.minorticks_off(); ax.xaxis.set_major_formatter("{x:,g}")
