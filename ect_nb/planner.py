@@ -140,7 +140,7 @@ class Plan:
     device: str; how: str; data: str; hours: float; nfe: int; kimg: float; least: float; most: float; preset: str; value: float; low: float; high: float; source: str; pays_after: float
     warning: str = ""; pictures: float = 10_000; walk_ms: float = math.nan; ms: float = math.nan
 
-# %% ../nbs/21_planner.ipynb #1cae917a
+# %% ../nbs/21_planner.ipynb #64bb6a08
 def plan(atlas, speed, hours, nfe, pictures=10_000):
     "The `Plan` for `hours` on a row of `SPEEDS`, or a row of your own like them: its budget is the geometric mean of what the row allows, its interval covers them all."
     if not 0 < hours < math.inf: raise ValueError(f"hours must be above 0 and finite, not {hours}")
@@ -159,6 +159,7 @@ def plan(atlas, speed, hours, nfe, pictures=10_000):
     pays = break_even(3600 * hours, walk_ms, ms) if ms else math.nan
     return Plan(speed["device"], speed["how"], data, hours, nfe, kimg, least, most, preset(data, kimg, speed["device"]), value, low, high, source, pays, warning, pictures, walk_ms or math.nan, ms or math.nan)
 
+# %% ../nbs/21_planner.ipynb #66b6f539
 def _times(atlas, data, nfe, value, speed):
     "Milliseconds a picture by the shortest recorded walk as good as `value` (or the longest), and by `nfe` evaluations; for CIFAR-10 35 evaluations and `nfe` at the 1,149 a second of a published log, batches of 128 on an A100, slower or faster as the device is."
     if data == "cifar10": one = 1000 / 1149 * 1024 / math.sqrt(speed["low"] * speed["high"]); return 35 * one, nfe * one
