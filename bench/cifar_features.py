@@ -1,7 +1,6 @@
-"""What distances in the features of the kit's small classifier of CIFAR-10 mean: the 10,000 test pictures as they are (the floor), with a little noise, blurred, and without one class,
-each against the 50,000 training pictures. Writes bench/cifar_features.jsonl.
+"""What distances in the features of the kit's small classifier of CIFAR-10 mean: the 10,000 test pictures as they are (the floor) and without one class, 5,000 of them with a little noise and blurred, each against the 50,000 training pictures. Writes bench/cifar_features.jsonl.
 
-usage: ECT_NB_DATA=folder python bench/cifar_features.py     80,000 pictures through the classifier, a few minutes on one CPU core
+usage: ECT_NB_DATA=folder python bench/cifar_features.py     70,000 pictures through the classifier, a few minutes on one CPU core
 """
 import json, os, platform
 from pathlib import Path
@@ -16,9 +15,9 @@ def main():
     torch.set_num_threads(1)
     network, train, test = features.small_features("cifar10"), data.load("cifar10"), data.load("cifar10", split="test")
     reference, g = metrics.reference(train, network), torch.Generator().manual_seed(0)
-    look = lambda change: torch.cat([metrics.features(network, features.quantise(change(test.batch(i)))) for i in torch.arange(len(test)).split(500)])
-    plain = look(lambda x: x)
-    seen = {"as they are": plain, f"noise, σ = {NOISE}": look(lambda x: x + NOISE * torch.randn(x.shape, generator=g)), "blurred, 3 × 3": look(blur),
+    look = lambda n, change: torch.cat([metrics.features(network, features.quantise(change(test.batch(i)))) for i in torch.arange(n).split(500)])
+    plain = look(10_000, lambda x: x)
+    seen = {"as they are": plain, f"noise, σ = {NOISE}": look(5000, lambda x: x + NOISE * torch.randn(x.shape, generator=g)), "blurred, 3 × 3": look(5000, blur),
             f"without the class {test.classes[LEFT_OUT]}": plain[test.labels != LEFT_OUT]}
     lines = []
     for way, rows in seen.items():
