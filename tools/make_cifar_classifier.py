@@ -1,6 +1,6 @@
 """Train the small classifier of CIFAR-10 whose features the kit measures distances of colour pictures in, and write it to data/cifar10_classifier.safetensors.
 
-usage: ECT_NB_DATA=folder python tools/make_cifar_classifier.py [--half 3] [--full 1] [--seed 0]     float32, some six minutes of one CPU core
+usage: ECT_NB_DATA=folder python tools/make_cifar_classifier.py [--half 3] [--full 1] [--seed 0]     float32, fifteen minutes on one CPU core busy with other work too
 
 The first epochs see the pictures at half their size, where a step costs a quarter, the last at their own. `folder` holds CIFAR-10 (Krizhevsky 2009), which the kit does not redistribute. The moments of the training pictures' features are computed where CIFAR-10 is at hand, `metrics.reference`.
 """
