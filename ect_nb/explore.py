@@ -29,7 +29,7 @@ from .planner import SPEEDS, Plan, break_even, expected, plan, plan_words, plann
 from .tradeoff import (_bars, _budget_colors, _floor, _ROUND, _samples, _span, _ticks, _titled, _wide, budgets, compare_figure, compare_words, curve, difference, difference_sheet,
     evaluations_for, everything, explorer_figure, measured_as, one_unit, over_seeds, ranging, rivals, say, setting, settings_table, start_figure, strip, tuned, walk_of)
 
-# %% ../nbs/13_explore.ipynb #d3444630
+# %% ../nbs/13_explore.ipynb #dd302680
 class _Pick:
     "Controls for one setting of a run of `atlas`: a menu of `names` and two sliders over what was recorded; `changed()` is called after a move."
     def __init__(self, atlas, names, run, kimg, nfe, changed):
@@ -39,11 +39,11 @@ class _Pick:
         self.kimg, self.nfe = (w.SelectionSlider(options=[("–", -1)], description=name, **_wide()) for name in ("kimg", "evaluations"))
         self.refresh(atlas, kimg, nfe)
 
-    def refresh(self, atlas, kimg=None, nfe=None):
-        "Take in what `atlas` holds now, and stay where we were as far as that exists."
-        self.busy, self.atlas, run = True, atlas, self.run.value
+    def refresh(self, atlas, kimg=None, nfe=None, run=None):
+        "Take in what `atlas` holds now, go where told, and else stay where we were as far as that exists."
+        self.busy, self.atlas, run = True, atlas, run or self.run.value
         try:
-            if list(self.run.options) != self.names(atlas): self.run.options = self.names(atlas); self.run.value = run if run in atlas.runs else self.run.options[0]
+            if list(self.run.options) != self.names(atlas): self.run.options = self.names(atlas); self.run.value = run if run in self.run.options else self.run.options[0]
             points = self.charted.points
             for s, wanted, found in ((self.kimg, kimg, {k for k, _ in points}), (self.nfe, nfe, {n for _, n in points})):
                 wanted, found = s.value if wanted is None else wanted, sorted(found)
@@ -249,12 +249,13 @@ def _begin(atlas, first, second):
     one_unit(run, atlas.runs[second[0]])
     return first, second
 
-# %% ../nbs/13_explore.ipynb #db5d98b5
+# %% ../nbs/13_explore.ipynb #e23a71dd
 def _compared(self, *_):
     "Show the two settings that the controls stand at; where they go together, the second follows the first."
     if self.busy: return
     self.busy, follow, (run, kimg, nfe) = True, self.together.value, self.first.now
-    try: self.second.refresh(self.second.atlas, *(kimg, nfe) if follow else ())
+    name = None if self.second.charted.unit == run.unit else _begin(self.first.atlas, (run.name, kimg, nfe), None)[1][0]
+    try: self.second.refresh(self.first.atlas, *(kimg, nfe) if follow else (None, None), name)
     finally: self.busy = False
     for s in (self.second.kimg, self.second.nfe): s.disabled = follow
     pairs, self.words.value = [(run, kimg, nfe), self.second.now], ""
