@@ -112,7 +112,7 @@ class Charted:
     @property
     def kin(self): r = self.records[0]; return *self.unit, r["network"], r["parameters"], r["n_samples"], *(self.facts.get(k) for k in ("method", "init", "recipe"))
 
-# %% ../nbs/17_atlas.ipynb #4d7cbf39
+# %% ../nbs/17_atlas.ipynb #556f30d3
 def read_run(folder):
     "The run in `folder` as a `Charted`: what has been measured by now, in the features that were used last. ValueError if that is nothing."
     run, found = RunFolder(folder), []
@@ -125,22 +125,26 @@ def read_run(folder):
     one = [r for r in found if all(r[k] == found[-1][k] for k in ("data", "metric", "features"))]
     if len(one) < len(found): warnings.warn(f"left out: {len(found) - len(one)} older records of {run.path.name} in another unit than {found[-1]['metric']} on {found[-1]['features']}", stacklevel=2)
     latest = {(r["kimg"], r["nfe"]): r for r in one}
-    records, shape = [latest[k] for k in sorted(latest)], _shape(run, one[0])
+    records, shape = [latest[k] for k in sorted(latest)], _shape(run, one)
     return Charted(run.path.name, records, _facts(records[0], shape, _recipe(run)), lambda kimg, nfe: _read_png(_strip(run, kimg, nfe).read_bytes(), shape)[0])
 
 def _facts(r, shape, recipe): return dict(data=r["data"], shape=list(shape), method=r.get("method"), init=r["init"], seed=r["seed"] if r.get("train_seed") is None else r["train_seed"], recipe=recipe)
 
-# %% ../nbs/17_atlas.ipynb #10dd7300
+# %% ../nbs/17_atlas.ipynb #e247910f
 def _recipe(run):
     "Eight hexadecimal digits that name the settings of a run, its seed apart; None where config.json cannot be read."
     try: config = dict(run.config()["config"]); config.pop("seed", None)
     except (ValueError, KeyError, TypeError): return None
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
 
-def _shape(run, r):
-    "(C, H, W) of one picture of a strip: pictures here are square."
+def _shape(run, records):
+    "(C, H, W) of one picture of the strips: pictures here are square."
     from PIL import Image
-    with Image.open(_strip(run, r["kimg"], r["nfe"])) as im: return (1 if im.mode == "L" else 3, im.height, im.height)
+    for r in records:
+        try:
+            with Image.open(_strip(run, r["kimg"], r["nfe"])) as im: return (1 if im.mode == "L" else 3, im.height, im.height)
+        except (OSError, SyntaxError): pass
+    raise ValueError(f"no strip in {run.path / 'samples'} can be read: delete them and run survey() again")
 
 # %% ../nbs/17_atlas.ipynb #ff643241
 VERSION = 1

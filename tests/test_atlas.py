@@ -9,6 +9,7 @@ from ect_nb.features import random_features, small_features
 from ect_nb.networks import UNet
 from ect_nb.sampling import sample
 from ect_nb.schedules import Stages
+from ect_nb.tradeoff import strip
 from ect_nb.training import Config, train
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,11 @@ def test_a_half_written_or_corrupted_run_folder_gives_what_is_whole(run, tmp_pat
     with pytest.warns(UserWarning, match="of the wrong kind"): torn = read_run(folder)
     assert torn.records == whole.records and torn.facts == whole.facts | dict(recipe=None)
     (folder / "samples" / "kimg-000001-nfe-01.png").write_bytes(b"")
-    with pytest.raises(Exception), pytest.warns(UserWarning): read_run(folder).pictures(1, 1)
+    with pytest.warns(UserWarning): torn = read_run(folder)
+    assert (torn.pictures(2, 2) == whole.pictures(2, 2)).all()
+    with pytest.raises(ValueError, match="cannot be read"): strip(torn, 1, 1)
+    for file in (folder / "samples").iterdir(): file.write_bytes(file.read_bytes()[:20])
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no strip in"): read_run(folder)
 
 def test_other_features_are_measured_anew_and_never_mixed(run, tmp_path):
     folder = shutil.copytree(run[0], tmp_path / "twice")
