@@ -187,7 +187,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'ect_nb.explore._Explorer.__init__': ('explore.html#_explorer.__init__', 'ect_nb/explore.py'),
                                 'ect_nb.explore._MyRun': ('explore.html#_myrun', 'ect_nb/explore.py'),
                                 'ect_nb.explore._MyRun.__init__': ('explore.html#_myrun.__init__', 'ect_nb/explore.py'),
-                                'ect_nb.explore._MyRun._first': ('explore.html#_myrun._first', 'ect_nb/explore.py'),
+                                'ect_nb.explore._MyRun.look': ('explore.html#_myrun.look', 'ect_nb/explore.py'),
                                 'ect_nb.explore._MyRun.refresh': ('explore.html#_myrun.refresh', 'ect_nb/explore.py'),
                                 'ect_nb.explore._Pick': ('explore.html#_pick', 'ect_nb/explore.py'),
                                 'ect_nb.explore._Pick.__init__': ('explore.html#_pick.__init__', 'ect_nb/explore.py'),

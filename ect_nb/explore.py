@@ -295,7 +295,7 @@ def run_words(folder):
     words = f"{run.path.name}: {len(run.snapshots())} snapshots, {sum(isinstance(r, dict) and 'features' in r for r in run.records())} measured settings"
     return words + (f"; the newest loss is {losses[-1]['value']:.3g}, after {losses[-1]['kimg']:.4g} kimg." if losses else ".")
 
-# %% ../nbs/13_explore.ipynb #fc935296
+# %% ../nbs/13_explore.ipynb #adeb3e5b
 class _MyRun:
     def __init__(self, folder, atlas, pictures, network, n, every):
         import ipywidgets as w
@@ -307,17 +307,19 @@ class _MyRun:
         for name, act in dict(Refresh=self.refresh, Measure=self.measure, Stop=self.stop).items(): self.buttons[name].on_click(guard(self.error, lambda *_, act=act: act()))
         self.auto.observe(guard(self.error, lambda *_: self.follow()), "value")
         self.buttons["Stop"].disabled, self.buttons["Measure"].disabled = True, pictures is None or network is None
-        self._first()
+        self.look()
 
     def refresh(self):
-        "Read the folder again."
-        self.words.value = _readout(run_words(self.folder))
-        run = self.atlas.add(self.folder, f"{self.folder.name} (this run)")
-        if self.view: self.view.refresh(self.atlas)
-        else: self.view = explorer(self.atlas, run.name); self.body.children = [self.view]
+        "Read the folder again; what has not changed is not drawn anew."
+        self.words.value, name = _readout(run_words(self.folder)), f"{self.folder.name} (this run)"
+        before = self.atlas.runs.get(name)
+        run = self.atlas.add(self.folder, name)
+        if not self.view: self.view = explorer(self.atlas, run.name); self.body.children = [self.view]
+        elif run.records != before.records: self.view.refresh(self.atlas)
 
-    def _first(self):
-        try: self.refresh()
+    def look(self):
+        "As `refresh`, with what went wrong shown in the panel."
+        try: self.refresh(); self.error.value = ""
         except Exception as e: self.error.value = complaint(e)
 
 # %% ../nbs/13_explore.ipynb #1a818b43
@@ -339,7 +341,7 @@ def _measure(self):
     self.task = asyncio.get_running_loop().create_task(go())
     self.buttons["Measure"].disabled, self.buttons["Stop"].disabled = True, False
 
-# %% ../nbs/13_explore.ipynb #7612a97e
+# %% ../nbs/13_explore.ipynb #7864df9e
 def _stop(self):
     if self.task: self.task.cancel()
 
@@ -347,7 +349,7 @@ def _follow_folder(self):
     "Refresh every few seconds while the box is ticked."
     async def go():
         while self.auto.value:
-            self._first()
+            self.look()
             await asyncio.sleep(self.every)
     if self.watch: self.watch.cancel(); self.watch = None
     if self.auto.value: self.watch = asyncio.get_running_loop().create_task(go())

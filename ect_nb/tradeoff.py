@@ -122,7 +122,7 @@ def _budget_colors(kimgs):
     import matplotlib
     return dict(zip(kimgs, (matplotlib.colors.to_hex(c) for c in matplotlib.colormaps["viridis"](np.linspace(0.05, 0.85, len(kimgs))))))
 
-# %% ../nbs/19_tradeoff.ipynb #133fc4aa
+# %% ../nbs/19_tradeoff.ipynb #ec3b732c
 def draw_curves(ax, run, walk, here, there, kin=()):
     "All that was recorded of `run` and `walk` on the matplotlib `ax`, the settings `here` and `there` lit, beside them the `kin` of the run at the budget of `here`."
     one_unit(*filter(None, (run, walk, *kin)))
@@ -135,7 +135,7 @@ def draw_curves(ax, run, walk, here, there, kin=()):
         ax.errorbar([s.nfe for s in c], y, [down, up], elinewidth=0.8, label=name, **look)
     for i, r in enumerate(kin): ax.plot([s.nfe for s in curve(r, here.kimg)], [max(s.value, floor) for s in curve(r, here.kimg)], "o-", color="0.45", lw=0.9, ms=2.5, zorder=3, label="_" * (i > 0) + "other seeds")
     for s in filter(None, (here, there)): ax.plot([s.nfe], [max(s.value, floor)], "o", ms=14, mfc="none", mec=COLORS["vermillion"], mew=2.2)
-    ax.set(xscale="log", yscale="log", xlabel="evaluations (NFE)", ylabel=f"distance, n = {here.n:,}")
+    ax.set(xscale="log", yscale="log", xlabel="evaluations (NFE)", ylabel=f"distance, n = {here.n:,}" + (f" (Heun: {there.n:,})" if there and there.n != here.n else ""))
     ax.set_xticks(ticks := _ticks(s.nfe for _, c, _ in lines for s in c), ticks); ax.set_yticks(_ROUND, _ROUND); ax.minorticks_off()
     ax.set_ylim(_span(seen, floor))
     ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.02), frameon=False)
