@@ -18,7 +18,7 @@ from .panels import (COLORS, VIEW, Flow, FlowPicture, Live, Tuning, complaint, d
 _all_ = ["COLORS", "VIEW", "Flow", "FlowPicture", "Live", "Tuning", "complaint", "draw_png", "figure_panel", "film", "flow", "flow_panel", "flow_words", "guard", "image_html", "images_figure",
     "natural", "png", "png_bytes", "quick_png", "show_figure", "show_images", "show_panel", "tile", "to_uint8", "tuning_figure", "tuning_panel", "tuning_words", "Atlas", "live_panel", "plan", "planner", "break_even", "setting", "curve", "tuned", "walk_of", "evaluations_for", "expected", "strip", "over_seeds", "ranging", "rivals", "start_figure"]
 
-# %% ../nbs/13_explore.ipynb #3c245b2a
+# %% ../nbs/13_explore.ipynb #34e4f487
 import asyncio, html, math
 from pathlib import Path
 from .atlas import TIMES, Atlas, survey
@@ -26,7 +26,7 @@ from .live import evaluations, live_panel
 from .panels import _readout
 from .runs import RunFolder
 from .planner import SPEEDS, Plan, break_even, expected, plan, plan_words, planner, preset
-from .tradeoff import (_bars, _budget_colors, _floor, _ROUND, _samples, _span, _ticks, _titled, _wide, budgets, compare_figure, compare_words, curve, difference, difference_sheet,
+from .tradeoff import (_bars, _budget_colors, _floor, _ROUND, _samples, _span, _named, _ticks, _titled, _wide, budgets, compare_figure, compare_words, curve, difference, difference_sheet,
     evaluations_for, everything, explorer_figure, measured_as, one_unit, over_seeds, ranging, rivals, say, setting, settings_table, start_figure, strip, tuned, walk_of)
 
 # %% ../nbs/13_explore.ipynb #dd302680
@@ -67,7 +67,7 @@ def _listen(pick, error):
     pick.run.observe(guard(error, other_run), "value")
     for s in (pick.kimg, pick.nfe): s.observe(guard(error, moved), "value")
 
-# %% ../nbs/13_explore.ipynb #fa348f6f
+# %% ../nbs/13_explore.ipynb #ba9a31f5
 class _Curves:
     "The curves as a plotly widget: `draw(run, walk, kin)` once, `light(here, there, run, kin)` at every move; `look(kimg, nfe, walked)` is called on hover, `leave()` after it, `go(…)` on a click."
     def __init__(self, look, leave, go):
@@ -83,7 +83,7 @@ class _Curves:
         self.floor, fig = _floor(seen), self.figure
         lines = [_trace(curve(run, k), f"{k:g} kimg", self.floor, dict(color=c, width=1.2), "circle") for k, c in _budget_colors(budgets(run)).items()]
         if walk: lines.append(_trace(curve(walk, budgets(walk)[0]), "Heun", self.floor, dict(color="#000000", width=1.5, dash="dash"), "square"))
-        others = dict(mode="lines+markers", line=dict(width=1, color="#737373"), marker=dict(size=4), name="other seeds", hoverinfo="skip", showlegend=bool(kin))
+        others = dict(mode="lines+markers", line=dict(width=1, color="#737373"), marker=dict(size=4, color="#737373"), name="other seeds", hoverinfo="skip", showlegend=bool(kin))
         ring = dict(mode="markers", marker=dict(symbol="circle-open", size=16, color=COLORS["vermillion"], line=dict(width=3)), hoverinfo="skip", showlegend=False)
         bold = dict(mode="lines", line=dict(width=4), hoverinfo="skip", showlegend=False)
         ticks = _ticks(v for line in lines for v in line["x"])
@@ -221,13 +221,13 @@ def explorer(atlas, run=None, kimg=None, nfe=1):
     panel.still, panel.refresh, panel.state = still, ex.refresh, ex
     return panel
 
-# %% ../nbs/13_explore.ipynb #61df6407
+# %% ../nbs/13_explore.ipynb #5f816c94
 class _Compare:
     def __init__(self, atlas, first, second):
         import ipywidgets as w
         if not atlas.runs: raise ValueError("this atlas is empty: add a run with Atlas.add(folder)")
         first, second = _begin(atlas, first, second)
-        self.places = [w.HTML(layout=w.Layout(width="182px", height="222px")) for _ in range(3)]
+        self.places = [w.HTML(layout=w.Layout(width="208px", height="244px")) for _ in range(3)]
         self.words, self.error, self.now, self.busy = w.HTML(layout=w.Layout(min_height="66px")), w.HTML(), None, False
         self.together = w.Checkbox(value=tuple(first[1:]) == tuple(second[1:]), description="same budget and evaluations for both", indent=False, layout=w.Layout(width="300px", margin="2px 8px 2px 80px"))
         self.first = _Pick(atlas, lambda atlas: list(atlas.runs), *first, self.move)
@@ -249,7 +249,7 @@ def _begin(atlas, first, second):
     one_unit(run, atlas.runs[second[0]])
     return first, second
 
-# %% ../nbs/13_explore.ipynb #e23a71dd
+# %% ../nbs/13_explore.ipynb #89e716ee
 def _compared(self, *_):
     "Show the two settings that the controls stand at; where they go together, the second follows the first."
     if self.busy: return
@@ -263,8 +263,8 @@ def _compared(self, *_):
     xa, xb = (strip(*p) for p in pairs)
     words = compare_words(a, b, difference(xa, xb), [over_seeds(self.first.atlas, *p) for p in pairs])
     self.now = dict(a=a, b=b, xa=xa, xb=xb, words=words)
-    for place, x, s in zip(self.places, (xa, xb), (a, b)): place.value = _samples(x, _titled(s, "Heun" if s.method == "heun" else f"{s.kimg:g} kimg").rsplit(",", 1)[0], say(s), 178)
-    self.places[2].value = _samples(difference_sheet(xa[:16], xb[:16]), "<b>second − first</b><br>orange brighter, blue darker", "The difference of the two, pixel by pixel", 178)
+    for place, x, s in zip(self.places, (xa, xb), (a, b)): place.value = _samples(x, _named(s), say(s))
+    self.places[2].value = _samples(difference_sheet(xa[:16], xb[:16]), "<b>second − first</b><br>orange brighter, blue darker", "The difference of the two, pixel by pixel")
     self.words.value = _readout(words)
 
 _Compare.move = _compared

@@ -416,6 +416,9 @@ def test_live(page):
     assert 0 < int(re.search(r"after (\d+) of 400", readout(page, LIVE))[1]) < 400 and not alert(page, LIVE).count()
     levels.fill("80, 2.5"); levels.press("Enter")
     until(page, lambda: "after 2 of 2" in readout(page, LIVE), lambda: readout(page, LIVE))
+    second = panel(page, LIVE).locator(".widget-slider").filter(has=page.get_by_text("level 2", exact=True)).locator(".widget-readout")
+    until(page, lambda: second.inner_text() in ("2.5", "2.50"), second.inner_text)            # the slider goes along
+    assert levels.input_value() == "80, 2.5"
 
 def grow(folder, run, points):
     "Lay the records and strips of a recorded `run` into `folder`, as a training and its survey would."
@@ -448,7 +451,7 @@ def test_my_run_grows_under_the_eyes(page):
     until(page, lambda: f"{len(run.points)} measured settings" in first.inner_text(), first.inner_text)
     seen_setting(page, mine(kimgs[0], nfes[0]), of=MINE)
     for k in kimgs[1:]: press(page, "kimg", "ArrowRight", of=MINE); seen_setting(page, mine(k, nfes[0]), of=MINE)
-    press(page, "evaluations", "End", of=MINE); seen_setting(page, mine(kimgs[-1], nfes[-1]), of=MINE)
+    for n in nfes[1:]: press(page, "evaluations", "ArrowUp", of=MINE); seen_setting(page, mine(kimgs[-1], n), of=MINE)
     panel(page, MINE).get_by_role("checkbox").click()
     choose(page, MINE, run.name); seen_setting(page, setting(run, kimgs[-1], nfes[-1]), of=MINE)
     choose(page, MINE, "growing (this run)"); seen_setting(page, mine(kimgs[-1], nfes[-1]), of=MINE)
