@@ -587,12 +587,62 @@ def test_expected_between_two_records_by_hand(atlas, tmp_path):
     assert explore.expected(atlas, "toy", 1, 4)[:3] == pytest.approx((75.0, 45.0, 110.0)) and "2 runs" in explore.expected(atlas, "toy", 1, 4)[3]
     atlas.add(lay(tmp_path/"scratch", {k: 9 * v for k, v in VALUES.items()}, init="scratch"))
     assert explore.expected(atlas, "toy", 1, 4)[0] == pytest.approx(75.0)
-    assert explore.expected(atlas, "toy", 8, 4)[0] is None and "nobody" in explore.expected(atlas, "toy", 8, 4)[3]
+    assert explore.expected(atlas, "toy", 8, 4)[0] is None and "no record" in explore.expected(atlas, "toy", 8, 4)[3]
 
 def test_published_numbers_keep_their_name(atlas):
     value, low, high, words = explore.expected(atlas, "cifar10", 2, 12800)
     assert value == pytest.approx(2.20) and "published" in words and low <= value <= high
     assert explore.expected(atlas, "cifar10", 1, 500)[0] is None
+
+def test_logs_of_others_stand_beside_the_paper(atlas):
+    from ect_nb.planner import LOGS
+    value, low, high, words = explore.expected(atlas, "cifar10", 2, 1024)
+    assert (low, high) == (2.67, 2.77) and low <= 2.73 <= high and low < value < high and "logged" in words     # the paper's 2.73, three seeds and a log of 1,000 kimg
+    value, low, high, words = explore.expected(atlas, "cifar10", 2, 5000)
+    assert 2.20 < value < 2.45 and (low, high) == (2.20, 2.45) and "no row lies between" in words                # its neighbours are another recipe's
+    assert explore.expected(atlas, "cifar10", 1, 1024)[1:3] == (5.06, 7.89)
+    assert all(explore.expected(atlas, "cifar10", nfe, kimg)[0] is None for nfe in (1, 2) for kimg in (10, 256, 499, 60_000)) and all(l["low"] <= l["high"] for l in LOGS)
+
+def test_records_of_a_small_network_are_not_lent_to_the_large_one(atlas, tmp_path):
+    "A run of CIFAR-10 with few parameters leaves what is said of the released network as it was."
+    before = explore.expected(atlas, "cifar10", 2, 1500)
+    run = atlas.add(lay(tmp_path/"small", VALUES))
+    run.facts["data"] = "cifar10"
+    for r in run.records: r["data"] = "cifar10"
+    assert explore.expected(atlas, "cifar10", 2, 1500) == before and explore.expected(atlas, "cifar10", 1, 4)[0] is None
+    for r in run.records: r["parameters"] = 55_732_739
+    assert explore.expected(atlas, "cifar10", 1, 4)[0] is not None
+
+@pytest.mark.parametrize("kimg", [1, 99, 300, 499, 500, 1024, 2999, 3000, 12_800, 25_600, 51_200, 200_000])
+@pytest.mark.parametrize("device", ["A100", "T4", "CPU, two cores"])
+def test_every_command_of_the_planner_is_one_that_recipes_take(kimg, device):
+    "The shell's own parser reads it, the preset exists, and the scaled run is as long as the budget where the name is that of a staged one."
+    from ect_nb.recipes import PRESETS, _arguments, _settings, scaled
+    words = explore.preset("cifar10", kimg, device)
+    for command in re.findall(r"python -m ect_nb.recipes (.*?)(?:;|$)", words):
+        a = _arguments().parse_args(command.split())
+        p = scaled(PRESETS[a.preset], a.scale, **_settings(a.set))
+        if a.preset.startswith("iterations"): assert 0.9 < p.kimg / kimg < 1.1
+        c = list(p.phases.values())[-1]
+        if a.preset != "cpu": assert c.ema ** (1000 * c.kimg / c.batch) < 0.02            # nearly nothing of the start is left in the average
+    assert words.split(",")[0] in PRESETS and (device != "T4" or not 500 <= kimg < 3000 or words.startswith("t4"))
+
+def test_the_cold_start_is_warned_of(atlas):
+    from ect_nb.planner import SPEEDS, plan_words
+    a100, t4 = (next(s for s in SPEEDS if s["device"] == d) for d in ("A100", "T4"))
+    short, edge, whole = (explore.plan(atlas, a100, h, 2) for h in (0.25, 0.6, 1.0))
+    assert "noise" in short.warning and short.value is None and short.preset.startswith("small") and "iterations_200k" in short.preset and "60 min" in short.warning
+    assert "Near the edge" in edge.warning and whole.warning == "" and "noise" not in plan_words(whole)
+    wide = explore.plan(atlas, t4, 2.0, 2)                                     # its slower end lies in the noise: so must the interval's upper end
+    assert wide.least < 500 < wide.kimg and wide.high == 281 and "noise" in plan_words(wide)
+    assert explore.plan(atlas, dict(a100, data="fashion_mnist_20k"), 0.01, 2).warning == ""
+
+def test_few_pictures_are_walked_and_many_tuned_for(atlas):
+    from ect_nb.planner import SPEEDS, plan_words
+    a100 = next(s for s in SPEEDS if s["device"] == "A100")
+    few, many = (plan_words(explore.plan(atlas, a100, 1, 2, n)) for n in (100, 1_000_000))
+    assert "walk, unless more" in few and "100 pictures take 3 s" in few and "tune, if" in many
+    assert explore.plan(atlas, a100, 1, 2).pays_after == pytest.approx(3600 / (33 / 1149))     # 35 evaluations against 2, 1,149 a second
 
 def test_a_plan_by_hand(atlas):
     speed = dict(device="toy", data="toy", low=1.0, high=4.0, how="estimated", source="")
@@ -600,7 +650,7 @@ def test_a_plan_by_hand(atlas):
     assert (p.kimg, p.least, p.most) == (4.0, 2.0, 8.0) and p.value == pytest.approx(50)
     assert p.low == pytest.approx(0.9 * (50 * 25) ** 0.5) and p.high == pytest.approx(1.1 * (100 * 50) ** 0.5)
     assert p.pays_after == pytest.approx(7200 / ((5 * 2 - 2) / 1000))             # Heun's five evaluations are as good: 10 ms against 2 ms
-    for hours in (0, -1, math.nan):
+    for hours in (0, -1, math.nan, math.inf):
         with pytest.raises(ValueError, match="above 0"): explore.plan(atlas, speed, hours, 1)
 
 def test_planner_at_the_ends_of_every_control(atlas):
@@ -609,7 +659,7 @@ def test_planner_at_the_ends_of_every_control(atlas):
     for device in c["device"].options:
         for hours in (10**c["hours"].min, 10**c["hours"].max):
             for _, nfe in c["evaluations"].options if isinstance(c["evaluations"].options[0], tuple) else [(v, v) for v in c["evaluations"].options]:
-                c["device"].value, c["hours"].value, c["evaluations"].value = device, hours, nfe
+                c["device"].value, c["hours"].value, c["evaluations"].value, c["pictures"].value = device, hours, nfe, 10**c["pictures"].max
                 assert alert(panel) is None and "kimg" in readout(panel) and panel.still()[0].startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="choose among"): explore.planner(atlas, "abacus")
 
