@@ -25,7 +25,7 @@ def _from_a100(device):
     return _speed(device, "cifar10", 1024 * min(ratios), 1024 * max(ratios), "estimated", f"the A100's hour × {tflops:g}/19.5 (TFLOPS in float32) and × {gb:,}/1,555 (GB/s); NVIDIA's data sheets of {device} and A100 40 GB, not rechecked (second-hand tables agree)")
 
 SPEEDS = [                                                             # thousand pictures of tuning in an hour, `low` to `high`; CIFAR-10: the network of 55.7 million parameters
-    _speed("CPU, one core", "fashion_mnist_20k", 33, 144, "measured", "24 kimg in batches of 16: 6 s for the first 0.24, 2590 s for all of it on a machine busy with other work"),
+    _speed("CPU, one core", "fashion_mnist_20k", 33, 161, "measured", "24 kimg in batches of 16, three runs: 537 and 561 s, and 2,590 s on a machine busy with other work"),
     _speed("CPU, two cores", "cifar10", 2.7, 6.3, "measured", "8 pictures a step in 10.5 s (float32) down to 4.6 s (body in bfloat16), a server CPU with AVX-512"),
     _speed("A100", "cifar10", 1024, 1024, "published", "8,000 steps of 128 pictures in one hour, Geng et al. 2024, abstract"),
     _speed("Colab G4", "cifar10", 1338, 1338, "published", "2.69 s a kimg on its Blackwell GPU, log of an independent reproduction"),
