@@ -474,6 +474,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'ect_nb.planner.PlanPicture.__init__': ('planner.html#planpicture.__init__', 'ect_nb/planner.py'),
                                 'ect_nb.planner.PlanPicture.draw': ('planner.html#planpicture.draw', 'ect_nb/planner.py'),
                                 'ect_nb.planner._command': ('planner.html#_command', 'ect_nb/planner.py'),
+                                'ect_nb.planner._family_label': ('planner.html#_family_label', 'ect_nb/planner.py'),
                                 'ect_nb.planner._from_a100': ('planner.html#_from_a100', 'ect_nb/planner.py'),
                                 'ect_nb.planner._kimg': ('planner.html#_kimg', 'ect_nb/planner.py'),
                                 'ect_nb.planner._paper': ('planner.html#_paper', 'ect_nb/planner.py'),

@@ -187,6 +187,8 @@ def _paying(p):
     return words + (" (35 evaluations against " + str(p.nfe) + " in batches of 128, a published log scaled to the device; the walk is published with FID 1.97.)" if p.data == "cifar10" else "")
 
 # %% ../nbs/21_planner.ipynb #b5303ae8
+def _family_label(run, n): return {"scratch": "from scratch", "diffusion": "ECT"}.get(run.facts["init"], run.name) + f", measured,\n{n} seed{'s' * (n > 1)}"
+
 def _plan_axes(atlas, data, nfe):
     "Figure and axes of what is known of `data` with `nfe` evaluations: measured distances filled, published ones hollow and grey."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -194,8 +196,10 @@ def _plan_axes(atlas, data, nfe):
     fig = Figure(figsize=(8, 2.9), dpi=100); FigureCanvasAgg(fig); ax = fig.subplots()
     fig.subplots_adjust(left=0.09, right=0.71, top=0.95, bottom=0.17)
     lines = {r.name: c for r in _runs(atlas, data) if (c := [s for k in budgets(r) if k > 0 for s in curve(r, k) if s.nfe == nfe])}
-    for (name, c), mark, color in zip(lines.items(), "osv^Dsv^D", ("blue", "green", "purple", "sky", "black") * 2):
-        y, down, up = _bars(c, _floor(c)); ax.errorbar([s.kimg for s in c], y, [down, up], marker=mark, ms=5, color=COLORS[color], lw=1.2, elinewidth=0.8, label=f"{name}, measured")
+    kin = {f[0]: f for r in _runs(atlas, data) if (f := [q.name for q in atlas.family(r) if q.name in lines])}
+    for family, mark, color in zip(kin.values(), "osv^Dsv^D", ("blue", "green", "purple", "sky", "black") * 2):
+        for c in map(lines.get, family):
+            y, down, up = _bars(c, _floor(c)); ax.errorbar([s.kimg for s in c], y, [down, up], marker=mark, ms=5, color=COLORS[color], lw=1.2, elinewidth=0.8, label=_family_label(atlas.runs[family[0]], len(family)) if c is lines[family[0]] else None)
     rows = _paper(data, nfe)
     if rows: ax.plot(*zip(*rows), "D:", color="0.45", mfc="none", ms=7, lw=1, label="Geng et al. 2024,\npublished FID")
     logs = [l for l in LOGS if data == "cifar10" and l["nfe"] == nfe and l["kimg"] >= COLD]
