@@ -186,9 +186,9 @@ def _paying(p):
     words = f" Your {p.pictures:,.0f} pictures take {span(walk)} by walking the untuned model, {span(tuned)} after the tuning, which has paid for itself after {p.pays_after:,.0f}: " + ("tune, if its pictures are good enough." if p.pictures > p.pays_after else "walk, unless more will be wanted.")
     return words + (" (35 evaluations against " + str(p.nfe) + " in batches of 128, a published log scaled to the device; the walk is published with FID 1.97.)" if p.data == "cifar10" else "")
 
-# %% ../nbs/21_planner.ipynb #b5303ae8
 def _family_label(run, n): return {"scratch": "from scratch", "diffusion": "ECT"}.get(run.facts["init"], run.name) + f", measured,\n{n} seed{'s' * (n > 1)}"
 
+# %% ../nbs/21_planner.ipynb #b5303ae8
 def _plan_axes(atlas, data, nfe):
     "Figure and axes of what is known of `data` with `nfe` evaluations: measured distances filled, published ones hollow and grey."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
