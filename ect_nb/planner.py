@@ -25,7 +25,7 @@ def _from_a100(device):
     return _speed(device, "cifar10", 1024 * min(ratios), 1024 * max(ratios), "estimated", f"the A100's hour × {tflops:g}/19.5 (TFLOPS in float32) and × {gb:,}/1,555 (GB/s); NVIDIA's data sheets of {device} and A100 40 GB, not rechecked (second-hand tables agree)")
 
 SPEEDS = [                                                             # thousand pictures of tuning in an hour, `low` to `high`; CIFAR-10: the network of 55.7 million parameters
-    _speed("CPU, one core", "fashion_mnist_20k", 33, 144, "measured", "24 kimg in batches of 16: 6 s for the first 0.24, 2590 s for all of it on a machine busy with other work"),
+    _speed("CPU, one core", "fashion_mnist_20k", 33, 161, "measured", "24 kimg in batches of 16, three runs: 537 and 561 s, and 2,590 s on a machine busy with other work"),
     _speed("CPU, two cores", "cifar10", 2.7, 6.3, "measured", "8 pictures a step in 10.5 s (float32) down to 4.6 s (body in bfloat16), a server CPU with AVX-512"),
     _speed("A100", "cifar10", 1024, 1024, "published", "8,000 steps of 128 pictures in one hour, Geng et al. 2024, abstract"),
     _speed("Colab G4", "cifar10", 1338, 1338, "published", "2.69 s a kimg on its Blackwell GPU, log of an independent reproduction"),
@@ -186,6 +186,8 @@ def _paying(p):
     words = f" Your {p.pictures:,.0f} pictures take {span(walk)} by walking the untuned model, {span(tuned)} after the tuning, which has paid for itself after {p.pays_after:,.0f}: " + ("tune, if its pictures are good enough." if p.pictures > p.pays_after else "walk, unless more will be wanted.")
     return words + (" (35 evaluations against " + str(p.nfe) + " in batches of 128, a published log scaled to the device; the walk is published with FID 1.97.)" if p.data == "cifar10" else "")
 
+def _family_label(run, n): return {"scratch": "from scratch", "diffusion": "ECT"}.get(run.facts["init"], run.name) + f", measured,\n{n} seed{'s' * (n > 1)}"
+
 # %% ../nbs/21_planner.ipynb #b5303ae8
 def _plan_axes(atlas, data, nfe):
     "Figure and axes of what is known of `data` with `nfe` evaluations: measured distances filled, published ones hollow and grey."
@@ -194,8 +196,10 @@ def _plan_axes(atlas, data, nfe):
     fig = Figure(figsize=(8, 2.9), dpi=100); FigureCanvasAgg(fig); ax = fig.subplots()
     fig.subplots_adjust(left=0.09, right=0.71, top=0.95, bottom=0.17)
     lines = {r.name: c for r in _runs(atlas, data) if (c := [s for k in budgets(r) if k > 0 for s in curve(r, k) if s.nfe == nfe])}
-    for (name, c), mark, color in zip(lines.items(), "osv^Dsv^D", ("blue", "green", "purple", "sky", "black") * 2):
-        y, down, up = _bars(c, _floor(c)); ax.errorbar([s.kimg for s in c], y, [down, up], marker=mark, ms=5, color=COLORS[color], lw=1.2, elinewidth=0.8, label=f"{name}, measured")
+    kin = {f[0]: f for r in _runs(atlas, data) if (f := [q.name for q in atlas.family(r) if q.name in lines])}
+    for family, mark, color in zip(kin.values(), "osv^Dsv^D", ("blue", "green", "purple", "sky", "black") * 2):
+        for c in map(lines.get, family):
+            y, down, up = _bars(c, _floor(c)); ax.errorbar([s.kimg for s in c], y, [down, up], marker=mark, ms=5, color=COLORS[color], lw=1.2, elinewidth=0.8, label=_family_label(atlas.runs[family[0]], len(family)) if c is lines[family[0]] else None)
     rows = _paper(data, nfe)
     if rows: ax.plot(*zip(*rows), "D:", color="0.45", mfc="none", ms=7, lw=1, label="Geng et al. 2024,\npublished FID")
     logs = [l for l in LOGS if data == "cifar10" and l["nfe"] == nfe and l["kimg"] >= COLD]

@@ -405,12 +405,91 @@ def test_compare_panel_at_every_setting(atlas):
     panel.picks[1].nfe.value = 2
     assert "overlap" in readout(panel) and panel.still()[0].startswith(b"\x89PNG")
 
-def test_runs_on_other_data_are_a_sentence(atlas, tmp_path):
-    from ect_nb.atlas import _png, _strip
+def test_pictures_of_other_shapes_are_a_sentence(atlas, tmp_path):
     atlas.add(lay(tmp_path/"colour", VALUES, channels=3))
     panel = explore.compare_panel(atlas)
     panel.picks[1].run.value = "colour"
     assert "choose runs on the same data" in alert(panel)
+
+# Seeds, starts, and other data
+
+@pytest.fixture
+def seeds(atlas, tmp_path):
+    "The atlas with two more seeds of `tuned`, and two runs from scratch; one seed was not measured everywhere."
+    atlas.add(lay(tmp_path/"tuned1", {k: 1.2 * v for k, v in VALUES.items()}, train_seed=1))
+    atlas.add(lay(tmp_path/"tuned2", {k: 0.8 * v for k, v in VALUES.items() if k != (16, 2)}, train_seed=2))
+    for seed, factor in ((0, 3), (1, 4)): atlas.add(lay(tmp_path/f"scratch{seed}", {k: factor * v for k, v in VALUES.items()}, train_seed=seed, init="scratch"))
+    return atlas
+
+def test_a_family_differs_in_the_seed_alone(seeds, tmp_path):
+    import json
+    names = lambda family: [r.name for r in family]
+    assert [names(f) for f in seeds.families()] == [["tuned", "tuned1", "tuned2"], ["walked"], ["scratch0", "scratch1"]]
+    for i, other in enumerate((dict(features="toy_3"), dict(metric="FD2"), dict(data="else"), dict(n_samples=100), dict(network="UNet"), dict(parameters=4), dict(init="other"), dict(method="else"))):
+        stranger = seeds.add(lay(tmp_path/f"stranger{i}", VALUES, **dict(train_seed=9) | other))
+        assert names(seeds.family(stranger)) == [stranger.name], other
+    for name, lr in (("hot", 2.0), ("hotter", 3.0), ("hot too", 2.0)):
+        folder = lay(tmp_path/name, VALUES, train_seed=5)
+        (folder/"config.json").write_text(json.dumps(dict(config=dict(lr=lr, seed=len(name)))))
+        seeds.add(folder)
+    assert sorted(names(seeds.family(seeds.runs["hot"]))) == ["hot", "hot too"]
+    assert names(seeds.family(seeds.runs["tuned"])) == ["tuned", "tuned1", "tuned2"]
+
+def test_the_explorer_shows_every_seed(seeds):
+    panel = explorer(seeds, kimg=4, nfe=1)
+    assert "(40.0 to 60.0 over 3 seeds)" in readout(panel) and "40.0 to 60.0 over 3 seeds" in panel.still()[1]
+    others = panel.state.curves.figure.data[-1]
+    assert others.name == "other seeds" and list(others.x) == [1, 2, None, 1, 2, None] and [y and round(y, 6) for y in others.y] == [60, 36, None, 40, 24, None]
+    controls(panel)["kimg"].value = 16
+    controls(panel)["evaluations"].value = 2
+    assert "(24.0 to 28.8 over 2 seeds)" in readout(panel) and alert(panel) is None
+    controls(panel)["run"].value = "scratch1"
+    assert "(72.0 to 96.0 over 2 seeds)" in readout(panel) and list(others.y) != list(panel.state.curves.figure.data[-1].y) == [75, 72, None]
+
+def test_the_picture_of_two_starts_holds_every_record(seeds):
+    families = [seeds.family(seeds.runs["tuned"]), *explore.rivals(seeds, seeds.runs["tuned"])]
+    assert [[r.name for r in f] for f in families] == [["tuned", "tuned1", "tuned2"], ["scratch0", "scratch1"]]
+    fig = explore.start_figure(families, seeds.runs["walked"])
+    assert [ax.get_title() for ax in fig.axes] == ["1 evaluation", "2 evaluations"]
+    for ax, nfe in zip(fig.axes, (1, 2)):
+        drawn = [list(zip(*line.get_data())) for line in ax.get_lines() if line.get_marker() in ("o", "s")]
+        assert drawn == [[(k, r.record(k, nfe)["value"]) for k in (1, 4, 16) if (k, nfe) in r.points] for f in families for r in f]
+        assert {round(float(y), 6) for line in ax.get_lines() if line.get_linestyle() == "--" for y in line.get_ydata()} == {12.5}
+    assert all(line.get_markerfacecolor() != "none" for ax in fig.axes for line in ax.get_lines())          # hollow marks are for what others published
+
+def test_compare_begins_with_ect_against_scratch_and_moves_both(seeds):
+    panel = explore.compare_panel(seeds)
+    first, second = panel.picks
+    assert (first.run.value, second.run.value) == ("tuned", "scratch0") and panel.together.value and second.kimg.disabled and second.nfe.disabled
+    assert "The first has 20.0 to 30.0 over 3 seeds, the second 75.0 to 100.0 over 2 seeds." in readout(panel)
+    for kimg, nfe in VALUES:
+        first.kimg.value, first.nfe.value = kimg, nfe
+        assert (second.kimg.value, second.nfe.value) == (kimg, nfe) and f"scratch0 after {kimg} kimg, {nfe} evaluation" in readout(panel) and alert(panel) is None
+    panel.together.value = False
+    second.kimg.value = 1
+    assert (first.kimg.value, second.kimg.value) == (16, 1) and not second.kimg.disabled
+    panel.together.value = True
+    assert second.kimg.value == 16 and explore.compare_panel(seeds, ("scratch1", 1, 2)).picks[1].run.value == "tuned1"
+
+def test_data_sets_never_share_an_axis(seeds, tmp_path):
+    "Another data set, larger pictures in colour, in other features; and the first data in other features."
+    other = dict(data="birds", features="birds_8", channels=3)
+    seeds.add(lay(tmp_path/"birds0", {(2, 1): 7.0, (8, 1): 5.0}, **other)); seeds.add(lay(tmp_path/"birds1", {(2, 1): 6.0, (8, 1): 4.0}, train_seed=1, **other))
+    seeds.add(lay(tmp_path/"birds-walk", {(0, 5): 3.0}, "heun", **other)); seeds.add(lay(tmp_path/"again", VALUES, features="toy_9"))
+    panel = explorer(seeds)
+    numbers = lambda: {s[3] for t in panel.state.curves.figure.data for s in (t.customdata if t.customdata is not None else ())} | {round(float(y), 3) for t in panel.state.curves.figure.data for y in (t.y if t.y is not None else ()) if y}
+    controls(panel)["run"].value = "birds1"
+    assert numbers() <= {7.0, 6.0, 5.0, 4.0, 3.0} and "Heun" in readout(panel) and "birds_8" in panel.state.table.value and "toy_2" not in panel.state.table.value
+    assert list(controls(panel)["kimg"].options) == [("2", 2), ("8", 8)] and alert(panel) is None
+    controls(panel)["run"].value = "again"
+    assert numbers() == set(VALUES.values()) and "Nobody has walked" in readout(panel)
+    compare = explore.compare_panel(seeds)
+    assert not {"birds0", "birds1", "again"} & set(compare.picks[1].run.options)
+    compare.picks[0].run.value = "birds0"
+    assert list(compare.picks[1].run.options) == ["birds0", "birds1", "birds-walk"] and alert(compare) is None and "birds" in readout(compare)
+    for a, b in (("tuned", "birds0"), ("tuned", "again")):
+        for draw in (lambda: explore.start_figure([[seeds.runs[a]], [seeds.runs[b]]]), lambda: explore.compare_panel(seeds, (a, 4, 1), (b, 4, 1)), lambda: explore.start_figure([[seeds.runs[a]]], seeds.runs[b])):
+            with pytest.raises(ValueError, match="different units"): draw()
 
 # A run that grows
 
