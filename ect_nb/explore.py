@@ -221,14 +221,14 @@ def explorer(atlas, run=None, kimg=None, nfe=1):
     panel.still, panel.refresh, panel.state = still, ex.refresh, ex
     return panel
 
-# %% ../nbs/13_explore.ipynb #5f816c94
+# %% ../nbs/13_explore.ipynb #3ad2dc8c
 class _Compare:
     def __init__(self, atlas, first, second):
         import ipywidgets as w
         if not atlas.runs: raise ValueError("this atlas is empty: add a run with Atlas.add(folder)")
         first, second = _begin(atlas, first, second)
         self.places = [w.HTML(layout=w.Layout(width="208px", height="244px")) for _ in range(3)]
-        self.words, self.error, self.now, self.busy = w.HTML(layout=w.Layout(min_height="66px")), w.HTML(), None, False
+        self.words, self.error, self.now, self.busy = w.HTML(layout=w.Layout(min_height="92px")), w.HTML(), None, False
         self.together = w.Checkbox(value=tuple(first[1:]) == tuple(second[1:]), description="same budget and evaluations for both", indent=False, layout=w.Layout(width="300px", margin="2px 8px 2px 80px"))
         self.first = _Pick(atlas, lambda atlas: list(atlas.runs), *first, self.move)
         self.second = _Pick(atlas, lambda atlas: [r.name for r in atlas.runs.values() if r.unit == self.first.charted.unit], *second, self.move)
