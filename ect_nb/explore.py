@@ -116,7 +116,7 @@ def _light(self, here, there, run, kin):
 
 _Curves.light = _light
 
-# %% ../nbs/13_explore.ipynb #0e93b130
+# %% ../nbs/13_explore.ipynb #a0f6cd8b
 class _Explorer:
     def __init__(self, atlas, run, kimg, nfe):
         import ipywidgets as w
@@ -130,7 +130,7 @@ class _Explorer:
         for side in (self.left, self.right): side.layout = w.Layout(width="208px", height="252px")
         plot, row = w.Box([self.curves.figure], layout=w.Layout(width="412px", height="252px", overflow="hidden")), w.Layout(flex_flow="row wrap", align_items="flex-start", max_width="960px")
         controls = w.HBox([self.pick.kimg, self.pick.nfe, self.heun, self.pick.run, self.play], layout=row)
-        self.words.layout.min_height = "46px"
+        self.words.layout.min_height = "66px"
         self.panel = w.VBox([controls, w.HBox([self.left, self.right, plot], layout=row), self.words, self.table, self.error])
         _listen(self.pick, self.error)
         self.heun.observe(guard(self.error, self.move), "value")
@@ -191,7 +191,7 @@ def _look(self, kimg, nfe, walked):
     here, there = (self.here, setting(walk, kimg, nfe)) if walked else (setting(run, kimg, nfe), self.there)
     self._pictures(run, walk, here, there)
 
-# %% ../nbs/13_explore.ipynb #64a9019f
+# %% ../nbs/13_explore.ipynb #9582f876
 def _go(self, kimg, nfe, walked):
     "Move the sliders to a point that was clicked."
     if walked: self.heun.value = nfe; return
@@ -204,7 +204,7 @@ _Explorer.move, _Explorer._pictures, _Explorer._prepare, _Explorer.look, _Explor
 
 def explorer_words(here, there, walk, seeds=()):
     "What the explorer shows, in sentences; `seeds` are the `Setting`s of all seeds there."
-    mine = f"{say(here)}" + (f" ({ranging(seeds)})" if len(seeds) > 1 else "")
+    mine = f"{say(here)}" + (f" (distances {ranging(seeds)})" if len(seeds) > 1 else "")
     if not walk: return f"{mine}. Nobody has walked from the same start with Heun's method."
     like = evaluations_for(curve(walk, budgets(walk)[0]), here.value)
     return f"{mine}. {say(there)}. " + (f"Heun's method was not measured at so low a distance as {here.value:.1f}." if like is None else f"Heun's method comes to {here.value:.1f} with about {like:.0f} evaluations.")
