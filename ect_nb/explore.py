@@ -67,7 +67,7 @@ def _listen(pick, error):
     pick.run.observe(guard(error, other_run), "value")
     for s in (pick.kimg, pick.nfe): s.observe(guard(error, moved), "value")
 
-# %% ../nbs/13_explore.ipynb #ba9a31f5
+# %% ../nbs/13_explore.ipynb #27de721a
 class _Curves:
     "The curves as a plotly widget: `draw(run, walk, kin)` once, `light(here, there, run, kin)` at every move; `look(kimg, nfe, walked)` is called on hover, `leave()` after it, `go(…)` on a click."
     def __init__(self, look, leave, go):
@@ -78,24 +78,28 @@ class _Curves:
         self.figure.update_layout(template="none", width=408, height=246, margin=dict(l=48, r=78, t=6, b=38), hovermode="closest", font=dict(size=11), xaxis=axis | dict(title=dict(text="evaluations (NFE)", standoff=6)),
             yaxis=axis | dict(title=dict(text="distance", standoff=4), exponentformat="none", tickvals=_ROUND), legend=dict(x=1.02, y=1, xanchor="left", font=dict(size=10), bgcolor="rgba(0,0,0,0)"), hoverlabel=dict(font=dict(size=11), align="left"))
 
-    def draw(self, run, walk, kin, error):
-        seen = [s for r in (run, walk, *kin) if r for s in everything(r)]
-        self.floor, fig = _floor(seen), self.figure
-        lines = [_trace(curve(run, k), f"{k:g} kimg", self.floor, dict(color=c, width=1.2), "circle") for k, c in _budget_colors(budgets(run)).items()]
-        if walk: lines.append(_trace(curve(walk, budgets(walk)[0]), "Heun", self.floor, dict(color="#000000", width=1.5, dash="dash"), "square"))
-        others = dict(mode="lines+markers", line=dict(width=1, color="#737373"), marker=dict(size=4, color="#737373"), name="other seeds", hoverinfo="skip", showlegend=bool(kin))
-        ring = dict(mode="markers", marker=dict(symbol="circle-open", size=16, color=COLORS["vermillion"], line=dict(width=3)), hoverinfo="skip", showlegend=False)
-        bold = dict(mode="lines", line=dict(width=4), hoverinfo="skip", showlegend=False)
-        ticks = _ticks(v for line in lines for v in line["x"])
-        with fig.batch_update():
-            fig.data = (); fig.add_traces([dict(type="scatter", x=[], y=[], **look) for look in (bold, ring)] + lines + [dict(type="scatter", x=[], y=[], **others)])
-            fig.update_xaxes(tickvals=ticks, ticktext=[str(t) for t in ticks], range=[math.log10(ticks[0] / 1.25), math.log10(max(max(line["x"]) for line in lines) * 1.25)])
-            fig.update_yaxes(range=[math.log10(v) for v in _span(seen, self.floor)])
-        at = lambda t, points: t.customdata[points.point_inds[0]][:3]
-        for trace in fig.data[2:-1]:
-            trace.on_hover(guard(error, lambda t, points, *_: self.look(*at(t, points)) if points.point_inds else None))
-            trace.on_unhover(guard(error, lambda *_: self.leave()))
-            trace.on_click(guard(error, lambda t, points, *_: self.go(*at(t, points)) if points.point_inds else None))
+# %% ../nbs/13_explore.ipynb #6d8f6f04
+def _draw(self, run, walk, kin, error):
+    "All curves of a run, and what its points do under the pointer."
+    seen = [s for r in (run, walk, *kin) if r for s in everything(r)]
+    self.floor, fig = _floor(seen), self.figure
+    lines = [_trace(curve(run, k), f"{k:g} kimg", self.floor, dict(color=c, width=1.2), "circle") for k, c in _budget_colors(budgets(run)).items()]
+    if walk: lines.append(_trace(curve(walk, budgets(walk)[0]), "Heun", self.floor, dict(color="#000000", width=1.5, dash="dash"), "square"))
+    others = dict(mode="lines+markers", line=dict(width=1, color="#737373"), marker=dict(size=4, color="#737373"), name="other seeds", hoverinfo="skip", showlegend=bool(kin))
+    ring = dict(mode="markers", marker=dict(symbol="circle-open", size=16, color=COLORS["vermillion"], line=dict(width=3)), hoverinfo="skip", showlegend=False)
+    bold = dict(mode="lines", line=dict(width=4), hoverinfo="skip", showlegend=False)
+    ticks = _ticks(v for line in lines for v in line["x"])
+    with fig.batch_update():
+        fig.data = (); fig.add_traces([dict(type="scatter", x=[], y=[], **look) for look in (bold, ring)] + lines + [dict(type="scatter", x=[], y=[], **others)])
+        fig.update_xaxes(tickvals=ticks, ticktext=[str(t) for t in ticks], range=[math.log10(ticks[0] / 1.25), math.log10(max(max(line["x"]) for line in lines) * 1.25)])
+        fig.update_yaxes(range=[math.log10(v) for v in _span(seen, self.floor)])
+    at = lambda t, points: t.customdata[points.point_inds[0]][:3]
+    for trace in fig.data[2:-1]:
+        trace.on_hover(guard(error, lambda t, points, *_: self.look(*at(t, points)) if points.point_inds else None))
+        trace.on_unhover(guard(error, lambda *_: self.leave()))
+        trace.on_click(guard(error, lambda t, points, *_: self.go(*at(t, points)) if points.point_inds else None))
+
+_Curves.draw = _draw
 
 # %% ../nbs/13_explore.ipynb #e7c03517
 def _trace(settings, name, floor, line, symbol):

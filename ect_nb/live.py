@@ -39,7 +39,7 @@ class _Live:
 
     def say(self, name, times, k, seconds): return f"{name}: {self.n} pictures after {k} of {len(times)} evaluation{'s' * (len(times) > 1)}, at {', '.join(f'{t:g}' for t in times)}; {1000 * seconds:.0f} ms on this machine."
 
-# %% ../nbs/20_live.ipynb #88c4d327
+# %% ../nbs/20_live.ipynb #a91accb3
 def _wide():
     import ipywidgets as w
     return dict(style=dict(description_width="76px"), layout=w.Layout(width="268px", margin="2px 8px 2px 0"))
@@ -50,6 +50,7 @@ def _level_two(text, level):
     except ValueError: return False
     return len(times) == 2 and f"{times[1]:.3g}" == f"{level:.3g}"
 
+# %% ../nbs/20_live.ipynb #0b23248c
 def live_panel(models, shape=(1, 28, 28), times=(80.0,), n=16):
     "Sample from `models` {name: f(x, t)} of pictures of `shape` at any noise levels, on this machine. Show it with `show_panel`."
     import ipywidgets as w
