@@ -67,7 +67,7 @@ def _listen(pick, error):
     pick.run.observe(guard(error, other_run), "value")
     for s in (pick.kimg, pick.nfe): s.observe(guard(error, moved), "value")
 
-# %% ../nbs/13_explore.ipynb #ba9a31f5
+# %% ../nbs/13_explore.ipynb #27de721a
 class _Curves:
     "The curves as a plotly widget: `draw(run, walk, kin)` once, `light(here, there, run, kin)` at every move; `look(kimg, nfe, walked)` is called on hover, `leave()` after it, `go(…)` on a click."
     def __init__(self, look, leave, go):
@@ -78,24 +78,28 @@ class _Curves:
         self.figure.update_layout(template="none", width=408, height=246, margin=dict(l=48, r=78, t=6, b=38), hovermode="closest", font=dict(size=11), xaxis=axis | dict(title=dict(text="evaluations (NFE)", standoff=6)),
             yaxis=axis | dict(title=dict(text="distance", standoff=4), exponentformat="none", tickvals=_ROUND), legend=dict(x=1.02, y=1, xanchor="left", font=dict(size=10), bgcolor="rgba(0,0,0,0)"), hoverlabel=dict(font=dict(size=11), align="left"))
 
-    def draw(self, run, walk, kin, error):
-        seen = [s for r in (run, walk, *kin) if r for s in everything(r)]
-        self.floor, fig = _floor(seen), self.figure
-        lines = [_trace(curve(run, k), f"{k:g} kimg", self.floor, dict(color=c, width=1.2), "circle") for k, c in _budget_colors(budgets(run)).items()]
-        if walk: lines.append(_trace(curve(walk, budgets(walk)[0]), "Heun", self.floor, dict(color="#000000", width=1.5, dash="dash"), "square"))
-        others = dict(mode="lines+markers", line=dict(width=1, color="#737373"), marker=dict(size=4, color="#737373"), name="other seeds", hoverinfo="skip", showlegend=bool(kin))
-        ring = dict(mode="markers", marker=dict(symbol="circle-open", size=16, color=COLORS["vermillion"], line=dict(width=3)), hoverinfo="skip", showlegend=False)
-        bold = dict(mode="lines", line=dict(width=4), hoverinfo="skip", showlegend=False)
-        ticks = _ticks(v for line in lines for v in line["x"])
-        with fig.batch_update():
-            fig.data = (); fig.add_traces([dict(type="scatter", x=[], y=[], **look) for look in (bold, ring)] + lines + [dict(type="scatter", x=[], y=[], **others)])
-            fig.update_xaxes(tickvals=ticks, ticktext=[str(t) for t in ticks], range=[math.log10(ticks[0] / 1.25), math.log10(max(max(line["x"]) for line in lines) * 1.25)])
-            fig.update_yaxes(range=[math.log10(v) for v in _span(seen, self.floor)])
-        at = lambda t, points: t.customdata[points.point_inds[0]][:3]
-        for trace in fig.data[2:-1]:
-            trace.on_hover(guard(error, lambda t, points, *_: self.look(*at(t, points)) if points.point_inds else None))
-            trace.on_unhover(guard(error, lambda *_: self.leave()))
-            trace.on_click(guard(error, lambda t, points, *_: self.go(*at(t, points)) if points.point_inds else None))
+# %% ../nbs/13_explore.ipynb #6d8f6f04
+def _draw(self, run, walk, kin, error):
+    "All curves of a run, and what its points do under the pointer."
+    seen = [s for r in (run, walk, *kin) if r for s in everything(r)]
+    self.floor, fig = _floor(seen), self.figure
+    lines = [_trace(curve(run, k), f"{k:g} kimg", self.floor, dict(color=c, width=1.2), "circle") for k, c in _budget_colors(budgets(run)).items()]
+    if walk: lines.append(_trace(curve(walk, budgets(walk)[0]), "Heun", self.floor, dict(color="#000000", width=1.5, dash="dash"), "square"))
+    others = dict(mode="lines+markers", line=dict(width=1, color="#737373"), marker=dict(size=4, color="#737373"), name="other seeds", hoverinfo="skip", showlegend=bool(kin))
+    ring = dict(mode="markers", marker=dict(symbol="circle-open", size=16, color=COLORS["vermillion"], line=dict(width=3)), hoverinfo="skip", showlegend=False)
+    bold = dict(mode="lines", line=dict(width=4), hoverinfo="skip", showlegend=False)
+    ticks = _ticks(v for line in lines for v in line["x"])
+    with fig.batch_update():
+        fig.data = (); fig.add_traces([dict(type="scatter", x=[], y=[], **look) for look in (bold, ring)] + lines + [dict(type="scatter", x=[], y=[], **others)])
+        fig.update_xaxes(tickvals=ticks, ticktext=[str(t) for t in ticks], range=[math.log10(ticks[0] / 1.25), math.log10(max(max(line["x"]) for line in lines) * 1.25)])
+        fig.update_yaxes(range=[math.log10(v) for v in _span(seen, self.floor)])
+    at = lambda t, points: t.customdata[points.point_inds[0]][:3]
+    for trace in fig.data[2:-1]:
+        trace.on_hover(guard(error, lambda t, points, *_: self.look(*at(t, points)) if points.point_inds else None))
+        trace.on_unhover(guard(error, lambda *_: self.leave()))
+        trace.on_click(guard(error, lambda t, points, *_: self.go(*at(t, points)) if points.point_inds else None))
+
+_Curves.draw = _draw
 
 # %% ../nbs/13_explore.ipynb #e7c03517
 def _trace(settings, name, floor, line, symbol):
@@ -116,7 +120,7 @@ def _light(self, here, there, run, kin):
 
 _Curves.light = _light
 
-# %% ../nbs/13_explore.ipynb #0e93b130
+# %% ../nbs/13_explore.ipynb #a0f6cd8b
 class _Explorer:
     def __init__(self, atlas, run, kimg, nfe):
         import ipywidgets as w
@@ -130,7 +134,7 @@ class _Explorer:
         for side in (self.left, self.right): side.layout = w.Layout(width="208px", height="252px")
         plot, row = w.Box([self.curves.figure], layout=w.Layout(width="412px", height="252px", overflow="hidden")), w.Layout(flex_flow="row wrap", align_items="flex-start", max_width="960px")
         controls = w.HBox([self.pick.kimg, self.pick.nfe, self.heun, self.pick.run, self.play], layout=row)
-        self.words.layout.min_height = "46px"
+        self.words.layout.min_height = "66px"
         self.panel = w.VBox([controls, w.HBox([self.left, self.right, plot], layout=row), self.words, self.table, self.error])
         _listen(self.pick, self.error)
         self.heun.observe(guard(self.error, self.move), "value")
@@ -191,7 +195,7 @@ def _look(self, kimg, nfe, walked):
     here, there = (self.here, setting(walk, kimg, nfe)) if walked else (setting(run, kimg, nfe), self.there)
     self._pictures(run, walk, here, there)
 
-# %% ../nbs/13_explore.ipynb #64a9019f
+# %% ../nbs/13_explore.ipynb #9582f876
 def _go(self, kimg, nfe, walked):
     "Move the sliders to a point that was clicked."
     if walked: self.heun.value = nfe; return
@@ -204,7 +208,7 @@ _Explorer.move, _Explorer._pictures, _Explorer._prepare, _Explorer.look, _Explor
 
 def explorer_words(here, there, walk, seeds=()):
     "What the explorer shows, in sentences; `seeds` are the `Setting`s of all seeds there."
-    mine = f"{say(here)}" + (f" ({ranging(seeds)})" if len(seeds) > 1 else "")
+    mine = f"{say(here)}" + (f" (distances {ranging(seeds)})" if len(seeds) > 1 else "")
     if not walk: return f"{mine}. Nobody has walked from the same start with Heun's method."
     like = evaluations_for(curve(walk, budgets(walk)[0]), here.value)
     return f"{mine}. {say(there)}. " + (f"Heun's method was not measured at so low a distance as {here.value:.1f}." if like is None else f"Heun's method comes to {here.value:.1f} with about {like:.0f} evaluations.")
@@ -221,14 +225,14 @@ def explorer(atlas, run=None, kimg=None, nfe=1):
     panel.still, panel.refresh, panel.state = still, ex.refresh, ex
     return panel
 
-# %% ../nbs/13_explore.ipynb #5f816c94
+# %% ../nbs/13_explore.ipynb #3ad2dc8c
 class _Compare:
     def __init__(self, atlas, first, second):
         import ipywidgets as w
         if not atlas.runs: raise ValueError("this atlas is empty: add a run with Atlas.add(folder)")
         first, second = _begin(atlas, first, second)
         self.places = [w.HTML(layout=w.Layout(width="208px", height="244px")) for _ in range(3)]
-        self.words, self.error, self.now, self.busy = w.HTML(layout=w.Layout(min_height="66px")), w.HTML(), None, False
+        self.words, self.error, self.now, self.busy = w.HTML(layout=w.Layout(min_height="92px")), w.HTML(), None, False
         self.together = w.Checkbox(value=tuple(first[1:]) == tuple(second[1:]), description="same budget and evaluations for both", indent=False, layout=w.Layout(width="300px", margin="2px 8px 2px 80px"))
         self.first = _Pick(atlas, lambda atlas: list(atlas.runs), *first, self.move)
         self.second = _Pick(atlas, lambda atlas: [r.name for r in atlas.runs.values() if r.unit == self.first.charted.unit], *second, self.move)

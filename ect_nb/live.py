@@ -39,7 +39,7 @@ class _Live:
 
     def say(self, name, times, k, seconds): return f"{name}: {self.n} pictures after {k} of {len(times)} evaluation{'s' * (len(times) > 1)}, at {', '.join(f'{t:g}' for t in times)}; {1000 * seconds:.0f} ms on this machine."
 
-# %% ../nbs/20_live.ipynb #80fbadf0
+# %% ../nbs/20_live.ipynb #a91accb3
 def _wide():
     import ipywidgets as w
     return dict(style=dict(description_width="76px"), layout=w.Layout(width="268px", margin="2px 8px 2px 0"))
@@ -50,6 +50,7 @@ def _level_two(text, level):
     except ValueError: return False
     return len(times) == 2 and f"{times[1]:.3g}" == f"{level:.3g}"
 
+# %% ../nbs/20_live.ipynb #0b23248c
 def live_panel(models, shape=(1, 28, 28), times=(80.0,), n=16):
     "Sample from `models` {name: f(x, t)} of pictures of `shape` at any noise levels, on this machine. Show it with `show_panel`."
     import ipywidgets as w
@@ -66,7 +67,7 @@ def live_panel(models, shape=(1, 28, 28), times=(80.0,), n=16):
     second.observe(guard(error, slid), "value")
     def typed(*_):
         times = read_times(text.value)
-        if len(times) == 2 and not _level_two(text.value, second.value) and second.base**second.min <= times[1] <= second.base**second.max: second.value = times[1]
+        if len(times) == 2 and times[0] > times[1] and not _level_two(text.value, second.value) and second.base**second.min <= times[1] <= second.base**second.max: second.value = times[1]
         _follow(live)
     text.observe(guard(error, typed), "value")
     for c in (menu, seed): c.observe(guard(error, lambda *_: _follow(live)), "value")

@@ -79,7 +79,7 @@ def presets_table():
     rows = "".join(f'<tr><td><code>{p.name}</code></td><td>{p.title}</td><td>{" + ".join(f"{c.kimg:,.0f}" for c in p.phases.values())}</td><td>{p.teacher or "nothing" if p.network else "your model"}</td><td>{p.device}</td><td style="text-align:left">{p.source}</td></tr>' for p in PRESETS.values())
     return f'<table style="border-spacing:10px 2px"><tr><th>preset</th><th>what</th><th>kimg</th><th>starts from</th><th>meant for</th><th>numbers from</th></tr>{rows}</table>'
 
-# %% ../nbs/12_cifar10.ipynb #3f3b33e3
+# %% ../nbs/12_cifar10.ipynb #be001d24
 def with_dropout(model, p):
     "`model` with every `Dropout` of its networks at `p`, in place; its description follows."
     for m in model.modules():
@@ -93,7 +93,7 @@ def begin(preset, start=None, seed=0):
     "The model that `preset` starts from: `start` (a model or a path), else the teacher's weights where they are at hand, else fresh weights from `seed`. Its dropout is the preset's."
     if isinstance(start, nn.Module): model = start
     elif start is not None: model = _read(start)
-    elif preset.teacher: model = checkpoints.load_edm(checkpoints.teacher(preset.teacher))
+    elif preset.teacher: model = _read(checkpoints.teacher(preset.teacher))
     elif preset.network is None: raise ValueError(f"{preset.name} has no network in this kit: pass a model of your own as start")
     else:
         with torch.random.fork_rng(devices=[]):
@@ -165,21 +165,27 @@ def _glance(phase, p, z, times):
     device = next(p.ema.parameters()).device
     with torch.no_grad(): return (heun(p.ema, 80 * z.to(device), karras_times(18)) if phase == "diffusion" else sample(p.ema, z.to(device), times, torch.Generator().manual_seed(4))).cpu()
 
-# %% ../nbs/12_cifar10.ipynb #3d9c4541
-def _arguments():
-    parser = argparse.ArgumentParser(prog="python -m ect_nb.recipes", description="Easy Consistency Tuning by recipe: list what there is, run one (again to continue), sample from a snapshot, fetch a teacher.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="the presets")
-    a = commands.add_parser("run", help="carry out a preset; called again, it goes on")
+# %% ../nbs/12_cifar10.ipynb #e03bd962
+def _run_arguments(a):
     a.add_argument("preset", choices=list(PRESETS)); a.add_argument("folder", type=Path)
     a.add_argument("--data", help="a set, or a folder of pictures (default: the preset's set)"); a.add_argument("--root", help="where the set lies (default: $ECT_NB_DATA)")
     a.add_argument("--start", help="a checkpoint to tune (default: the preset's teacher, or fresh weights)"); a.add_argument("--device"); a.add_argument("--seed", type=int, default=0)
     a.add_argument("--hours", type=float, help="stop by itself after so long"); a.add_argument("--scale", type=float, default=1.0, help="times the pictures of the preset, for a trial")
     a.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the last phase, such as lr=2e-4"); a.add_argument("--every", type=float, default=300.0, help="seconds between sheets of samples")
-    a = commands.add_parser("sample", help="many samples as one .npz")
+
+def _sample_arguments(a):
     a.add_argument("checkpoint", type=Path); a.add_argument("file", type=Path); a.add_argument("--n", type=int, default=50_000); a.add_argument("--times", type=float, nargs="+", default=[80.0, 0.821])
     a.add_argument("--seed", type=int, default=0); a.add_argument("--batch", type=int); a.add_argument("--device")
-    a = commands.add_parser("teacher", help="fetch released weights"); a.add_argument("name"); a.add_argument("--folder", type=Path)
+
+def _teacher_arguments(a): a.add_argument("name"); a.add_argument("--folder", type=Path, help="where to put them (default: the first folder of $ECT_NB_DATA, else ./data)")
+
+def _arguments():
+    parser = argparse.ArgumentParser(prog="python -m ect_nb.recipes", description="Easy Consistency Tuning by recipe.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="the presets")
+    _run_arguments(commands.add_parser("run", help="carry out a preset; called again, it goes on"))
+    _sample_arguments(commands.add_parser("sample", help="many samples as one .npz"))
+    _teacher_arguments(commands.add_parser("teacher", help="fetch released weights"))
     return parser
 
 # %% ../nbs/12_cifar10.ipynb #0d38d613

@@ -221,7 +221,7 @@ def start_figure(families, walk=None):
     axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.03, 1.02), frameon=False)
     return fig
 
-# %% ../nbs/19_tradeoff.ipynb #f344a823
+# %% ../nbs/19_tradeoff.ipynb #072f06bb
 def _samples(x, title, alt, width=200):
     "Up to sixteen pictures (B, C, H, W), or a uint8 sheet (H, W, 3), as HTML, four to a row, under a title."
     from PIL import Image
@@ -229,7 +229,9 @@ def _samples(x, title, alt, width=200):
     zoom = max(1, round(2 * width / sheet.shape[1]))
     Image.fromarray((sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet).repeat(zoom, 0).repeat(zoom, 1)).save(file, "PNG", compress_level=1)
     return f'<div style="font-size:12px;line-height:18px;height:36px;width:{width}px;white-space:nowrap;overflow:hidden">{title}</div>' + image_html(file.getvalue(), alt, width)
-def _named(s): return f'<b>{html.escape(s.run)}</b><br>{"" if s.method == "heun" else f"{s.kimg:g} kimg, "}NFE {s.nfe}: {s.value:.1f} [{s.low:.1f}, {s.high:.1f}]'
+def _named(s):
+    value, low, high = (f"{v:.1f}" if v < 100 else f"{v:.0f}" for v in (s.value, s.low, s.high))
+    return f'<b>{html.escape(s.run)}</b><br>{"" if s.method == "heun" else f"{s.kimg:g} kimg, "}NFE {s.nfe}: {value} [{low}, {high}]'
 def _titled(s, name): return f'<b>{html.escape(name)}</b> · {s.nfe} evaluation{"s" * (s.nfe > 1)}<br>{s.value:.1f} [{s.low:.1f}, {s.high:.1f}], {s.ms:.3g} ms'
 
 # %% ../nbs/19_tradeoff.ipynb #9fb8369a

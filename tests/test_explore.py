@@ -437,14 +437,14 @@ def test_a_family_differs_in_the_seed_alone(seeds, tmp_path):
 
 def test_the_explorer_shows_every_seed(seeds):
     panel = explorer(seeds, kimg=4, nfe=1)
-    assert "(40.0 to 60.0 over 3 seeds)" in readout(panel) and "40.0 to 60.0 over 3 seeds" in panel.still()[1]
+    assert "(distances 40.0 to 60.0 over 3 seeds)" in readout(panel) and "40.0 to 60.0 over 3 seeds" in panel.still()[1]
     others = panel.state.curves.figure.data[-1]
     assert others.name == "other seeds" and list(others.x) == [1, 2, None, 1, 2, None] and [y and round(y, 6) for y in others.y] == [60, 36, None, 40, 24, None]
     controls(panel)["kimg"].value = 16
     controls(panel)["evaluations"].value = 2
-    assert "(24.0 to 28.8 over 2 seeds)" in readout(panel) and alert(panel) is None
+    assert "(distances 24.0 to 28.8 over 2 seeds)" in readout(panel) and alert(panel) is None
     controls(panel)["run"].value = "scratch1"
-    assert "(72.0 to 96.0 over 2 seeds)" in readout(panel) and list(others.y) != list(panel.state.curves.figure.data[-1].y) == [75, 72, None]
+    assert "(distances 72.0 to 96.0 over 2 seeds)" in readout(panel) and list(others.y) != list(panel.state.curves.figure.data[-1].y) == [75, 72, None]
 
 def test_the_picture_of_two_starts_holds_every_record(seeds):
     families = [seeds.family(seeds.runs["tuned"]), *explore.rivals(seeds, seeds.runs["tuned"])]
