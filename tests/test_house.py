@@ -106,7 +106,7 @@ BAD = [
     ("light_imports", "imports matplotlib", module("try:\n    from matplotlib import pyplot\nexcept ImportError: pass")),
     ("no_machine", "a relative path", lambda r: (r/"notes.md").write_text("see `/" + "tmp/notes`")),
     ("no_machine", "leave the host out", lambda r: (r/"notes.md").write_text("https://py" + "pi.org/simple")),
-    ("small_data", "under 15 MB", lambda r: (r/"data"/"big.bin").write_bytes(bytes(15_000_001))),
+    ("small_data", "under 30 MB", lambda r: (r/"data"/"big.bin").write_bytes(bytes(30_000_001))),
     ("export_and_clean", "schedules.py is not what", lambda r: edit(r/"ect_nb"/"schedules.py", "t / 2", "t / 3")),
     ("export_and_clean", "stray.py is not what", lambda r: (r/"ect_nb"/"stray.py").write_text("x = 1")),
     ("export_and_clean", "04_schedules.ipynb is not what", lambda r: edit(r/"nbs"/"04_schedules.ipynb", '"execution_count": null', '"execution_count": 3')),
