@@ -204,13 +204,14 @@ def load_edm(path, sigma_min=None, device=None, augment=False):
     model.load_state_dict(tensors, assign=True)
     return model.eval().to(device) if device else model.eval()
 
-# %% ../nbs/11_checkpoints.ipynb #e94709bf
+# %% ../nbs/11_checkpoints.ipynb #5a0861a6
 LICENCE = "CC BY-NC-SA 4.0"
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 TEACHERS = {
     "edm-cifar10-32x32-uncond-vp": dict(url=_EDM + "edm-cifar10-32x32-uncond-vp.pkl", sha256="4d5dcc1f1d0d41c8934ad21626eeddbdc0460182becf9fc059a0631b1eedb4da", licence=LICENCE),
     "edm-cifar10-32x32-cond-vp": dict(url=_EDM + "edm-cifar10-32x32-cond-vp.pkl", licence=LICENCE)}
 
+# %% ../nbs/11_checkpoints.ipynb #ab2f8a70
 def digest(path):
     "SHA-256 of the file `path`, in hexadecimal."
     with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
@@ -225,6 +226,7 @@ def edm_facts(path):
     return dict(file=Path(path).name, sha256=sha256, teacher=teacher, precond=record.name, network=net.name, sigma_data=record.get("sigma_data", 0.5), sigma_min=_boundary(record), settings=settings,
                 stored=sorted({str(v.dtype).removeprefix("torch.") for v in tensors.values()}), tensors=len(tensors), parameters=parameters, source_sha256=record.source)
 
+# %% ../nbs/11_checkpoints.ipynb #c2f70bf8
 def convert(pkl, path, licence=LICENCE, augment=False, dtype=None):
     "Write the EDM or ECT pickle `pkl` as the kit's own checkpoint `path` (safetensors, for `load`), with the name, SHA-256 and `licence` of its source as provenance; returns the path."
     sha256 = digest(pkl) if Path(pkl).is_file() else None
@@ -259,37 +261,37 @@ def _unlike_promised(path, sha256, size):
     if size is not None and path.stat().st_size != size: return f"has {path.stat().st_size:,} bytes, not {size:,}"
     if sha256 is not None and (found := digest(path)) != sha256.lower(): return f"has the SHA-256 {found[:16]}…, not {sha256[:16]}…"
 
-# %% ../nbs/11_checkpoints.ipynb #578f8330
+# %% ../nbs/11_checkpoints.ipynb #47d8cc4d
 def _download(url, part, notes, tries, timeout):
-    "Bring `part` to its full length, in as many requests as it takes; after `tries` in a row that brought nothing, or if the first cannot be made, ConnectionError."
+    "Bring `part` to its full length, in as many requests as it takes; after `tries` in a row that brought nothing, or if nobody answers the first, ConnectionError."
     size = lambda: part.stat().st_size if part.exists() else 0
-    first, idle = size(), 0
-    best = first
+    best, idle, met = size(), 0, False
     while idle < tries:
         try:
             if _take(url, part, notes, timeout): return
-            trouble = "the connection broke off"
+            met, trouble = True, "the connection broke off"
         except urllib.error.HTTPError as e:
             if e.code == 416: _forget(part, notes)           # nothing there beyond what we have: what we have is not a part of it
             elif e.code < 500: raise ConnectionError(f"{url} cannot be had ({e.code} {e.reason}): look for the file by its name and put it in place by hand") from None
-            trouble = f"{e.code} {e.reason}"
+            met, trouble = True, f"{e.code} {e.reason}"
         except (OSError, http.client.HTTPException) as e:
             if isinstance(e, PermissionError) or getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise       # this disk, not the network
             trouble = getattr(e, "reason", None) or str(e) or type(e).__name__
-        best, idle = max(best, size()), 0 if size() > best else idle + 1
-        if best == first: break
-        time.sleep(idle)
+        idle = 0 if size() > best else idle + 1
+        if not (met := met or idle == 0): break
+        best = max(best, size())
+        time.sleep(idle if idle < tries else 0)
     kept = f", {size():,} bytes are kept for the next try" if size() else ""
     raise ConnectionError(f"{url} cannot be reached ({trouble}){kept}: check the connection and call again, or put the file in place by hand")
 
-# %% ../nbs/11_checkpoints.ipynb #0267d926
+# %% ../nbs/11_checkpoints.ipynb #693fab00
 def _take(url, part, notes, timeout):
     "One request, from where `part` ends if it is known to be of the same file; whether `part` is whole now."
     try: known = json.loads(notes.read_text())
     except (FileNotFoundError, ValueError): known = {}
     have = part.stat().st_size if part.exists() and known.get("url") == url else 0
     if have and have == known.get("total"): return True
-    headers = {"User-Agent": "ect_nb", "Accept-Encoding": "identity"} | (have > 0) * {"Range": f"bytes={have}-"}
+    headers = {"User-Agent": "ect_nb", "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     if have and known.get("tag"): headers["If-Range"] = known["tag"]
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout) as answer:
         if answer.status != 206: have = 0                    # the whole file again: the server cannot resume, or the file has changed

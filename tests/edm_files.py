@@ -77,7 +77,7 @@ class FourierEmbedding(nn.Module):
         self.register_buffer("freqs", scale * torch.randn(num_channels // 2))
     def forward(self, c):
         a = torch.outer(c, 2 * np.pi * self.freqs)
-        return torch.cat([a.cos(), a.sin()], 1)
+        return torch.cat([a.sin(), a.cos()], 1)
 
 class SongUNet(nn.Module):
     def __init__(self, resolution=8, channels=3, width=8, mult=(1, 2), blocks=1, attention=(4,), labels=0, augment=0, ncsn=False, scale=16):
@@ -109,7 +109,6 @@ class SongUNet(nn.Module):
         self.dec[f"{r}_aux_norm"], self.dec[f"{r}_aux_conv"] = GroupNorm(c), Conv2d(c, channels, 3)
     def forward(self, x, c, labels=None, augment=None):
         e = self.map_noise(c)
-        if isinstance(self.map_noise, FourierEmbedding) is False: pass
         if self.map_label is not None: e = e + self.map_label((torch.zeros(len(x), self.map_label.in_features) if labels is None else labels) * self.map_label.in_features ** 0.5)
         if self.map_augment is not None and augment is not None: e = e + self.map_augment(augment)
         e = F.silu(self.map_layer1(F.silu(self.map_layer0(e))))
