@@ -62,6 +62,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'ect_nb.checkpoints': { 'ect_nb.checkpoints._boundary': ('checkpoints.html#_boundary', 'ect_nb/checkpoints.py'),
                                     'ect_nb.checkpoints._diagnose': ('checkpoints.html#_diagnose', 'ect_nb/checkpoints.py'),
                                     'ect_nb.checkpoints._download': ('checkpoints.html#_download', 'ect_nb/checkpoints.py'),
+                                    'ect_nb.checkpoints._fetch': ('checkpoints.html#_fetch', 'ect_nb/checkpoints.py'),
                                     'ect_nb.checkpoints._fit': ('checkpoints.html#_fit', 'ect_nb/checkpoints.py'),
                                     'ect_nb.checkpoints._forget': ('checkpoints.html#_forget', 'ect_nb/checkpoints.py'),
                                     'ect_nb.checkpoints._is_filter': ('checkpoints.html#_is_filter', 'ect_nb/checkpoints.py'),

@@ -167,7 +167,7 @@ def _opened(path):
     try: return model, net, pickles.tensors(net)
     except ValueError as e: raise ValueError(f"{path} is damaged or no network: {e}") from e
 
-# %% ../nbs/11_checkpoints.ipynb #cde38304
+# %% ../nbs/11_checkpoints.ipynb #631be05d
 def _boundary(model):
     "Where the boundary condition of the `Record` stands in evaluation: EDMPrecond has it at 0; ECT's class at its attribute `sigma_min`, or, where that is 0 or missing, at the 0.003 of the released ECT code."
     given = model.get("sigma_min", 0)
@@ -177,7 +177,7 @@ def _boundary(model):
 def _network(net, tensors, augment, path):
     "The settings and the float32 tensors of our `UNet` for the `Record` and its tensors."
     try: settings = _settings({k: tuple(v.shape) for k, v in tensors.items()})
-    except (LookupError, ValueError, ZeroDivisionError): raise ValueError(f"{path} holds a {net.name[:80]}, not a SongUNet as DDPM++ and NCSN++ are: this kit does not build it") from None
+    except (LookupError, ValueError, ZeroDivisionError): raise ValueError(f"{path} holds a network of class {net.name[:80]}, which is neither DDPM++ nor NCSN++ (SongUNet): this kit does not build it") from None
     try: why = _unlike(net)
     except (TypeError, LookupError, RuntimeError, ZeroDivisionError): why = "its attributes are damaged"
     if why: raise ValueError(f"{path} holds a {net.name[:80]} unlike DDPM++ and NCSN++: {why}")
@@ -232,16 +232,22 @@ def convert(pkl, path, licence=LICENCE, augment=False, dtype=None):
     sha256 = digest(pkl) if Path(pkl).is_file() else None
     return save(load_edm(pkl, augment=augment), path, dtype, source=Path(pkl).name, sha256=sha256, licence=licence)
 
-# %% ../nbs/11_checkpoints.ipynb #af1180d2
+# %% ../nbs/11_checkpoints.ipynb #1378ae20
 def fetch(url, path, sha256=None, size=None, tries=5, timeout=30):
     """Download `url` to `path` and return it; a file already there is used. A broken download goes on where it stopped, or from the start where the server cannot do that or the checksum fails.
 
     `sha256`, `size` (bytes): what the file must have. ConnectionError: no such address, no network or no end of interruptions; ValueError: what arrived is something else. Either way no file stands at `path`."""
+    from filelock import FileLock
     path = Path(path)
     if path.is_file():
         if wrong := _unlike_promised(path, sha256, size): raise ValueError(f"{path} is there already but {wrong}: take it away, then fetch again")
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):       # of several processes one fetches, the others wait for it
+        return path if path.is_file() else _fetch(url, path, sha256, size, tries, timeout)
+
+# %% ../nbs/11_checkpoints.ipynb #2c3877f4
+def _fetch(url, path, sha256, size, tries, timeout):
     part, notes = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.part.json")
     for last in (not part.exists(), True):
         _download(url, part, notes, tries, timeout)
@@ -284,11 +290,11 @@ def _download(url, part, notes, tries, timeout):
     kept = f", {size():,} bytes are kept for the next try" if size() else ""
     raise ConnectionError(f"{url} cannot be reached ({trouble}){kept}: check the connection and call again, or put the file in place by hand")
 
-# %% ../nbs/11_checkpoints.ipynb #693fab00
+# %% ../nbs/11_checkpoints.ipynb #7cca5cf0
 def _take(url, part, notes, timeout):
     "One request, from where `part` ends if it is known to be of the same file; whether `part` is whole now."
-    try: known = json.loads(notes.read_text())
-    except (FileNotFoundError, ValueError): known = {}
+    try: known = dict(json.loads(notes.read_text()))
+    except (FileNotFoundError, ValueError, TypeError): known = {}
     have = part.stat().st_size if part.exists() and known.get("url") == url else 0
     if have and have == known.get("total"): return True
     headers = {"User-Agent": "ect_nb", "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})

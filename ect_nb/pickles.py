@@ -68,7 +68,7 @@ def _attributes(state):
     _check(type(state) is dict and all(type(k) is str for k in state), "the attributes of an object have no names")
     return dict(state)
 
-# %% ../nbs/22_pickles.ipynb #6f686e75
+# %% ../nbs/22_pickles.ipynb #d2b76f40
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."     # how torch.save marked its files before 2020: a pickled number
 
 def _storage(machine, payload):
@@ -80,7 +80,8 @@ def _storage(machine, payload):
     for _ in range(4):
         for op, arg, _ in pickletools.genops(head):
             _check(not (isinstance(arg, int) and not 0 <= arg <= max(len(payload), 1001)) and head.tell() < 4096, "a storage in it promises more numbers than it has")
-    storage = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    try: storage = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as e: raise Refused("a storage in it is damaged") from e          # torch.load has many ways to say so
     _check(isinstance(storage, torch.storage.TypedStorage) and storage.dtype in _TYPES, "a storage in it holds something other than numbers")
     return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage)
 
@@ -209,8 +210,8 @@ def _complaint(error, content):
     if re.search("exhausted|not enough data|remain|no newline", str(error)): return f"is cut short ({len(content):,} bytes): fetch it again"
     return "is damaged, its instructions do not fit together: fetch it again"
 
-# %% ../nbs/22_pickles.ipynb #0b75f0e3
-MAX_BYTES, MAX_STEPS = 4 << 30, 1_000_000
+# %% ../nbs/22_pickles.ipynb #65eeb751
+MAX_BYTES, MAX_STEPS = 4 << 30, 1_000_000      # a file of the CIFAR-10 network has 223 MB and some 34,000 instructions
 
 def read(path):
     """The object in the EDM or ECT pickle `path` as plain data: dicts, lists, numbers, tensors (on the CPU, as stored), and a `Record` for each object. Nothing in the file is run.

@@ -1,7 +1,9 @@
-import json, os, pickle, signal, struct, sys, time
+import hashlib, http.server, json, os, pickle, signal, struct, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
 import pytest, torch
 from torch import nn
 from safetensors.torch import load_file, save_file
+import edm_files
 from ect_nb import checkpoints
 from ect_nb.diffusion import Precond
 from ect_nb.networks import MLP, Classifier, UNet
@@ -220,3 +222,367 @@ def test_filling_a_network_leaves_it_on_its_device(tmp_path):
     device = next((name for name, there in (("cuda", torch.cuda), ("mps", torch.backends.mps)) if there.is_available()), None)
     if device is None: pytest.skip("needs a second device, CUDA or MPS")
     assert next(checkpoints.load(path, into=foreign().to(device)).parameters()).device.type == device
+
+# ---- the files of EDM and ECT
+
+KINDS = dict(ddpmpp={}, deeper=dict(mult=(1, 2, 2), blocks=2, attention=(4, 2)), wide_attention=dict(attention=(8, 4)), no_attention=dict(attention=()), classes=dict(labels=10), augmented=dict(augment=9), both=dict(labels=4, augment=9), grey=dict(channels=1),
+             ncsnpp=dict(ncsn=True), ncsnpp_classes=dict(ncsn=True, labels=3, augment=9, mult=(1, 2, 2)), ncsnpp_of_ect=dict(ncsn=True, scale=0.02))
+
+def inputs(channels=3, n=5, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    t = torch.tensor([0.004, 0.05, 0.821, 5.0, 80.0])[:n]
+    return torch.randn(n, channels, 8, 8, generator=g) * (1 + t.view(-1, 1, 1, 1)), t
+
+def written(path, model, **options):
+    path.write_bytes(edm_files.snapshot(model, **options))
+    return path
+
+@torch.no_grad()
+def agree(mine, theirs, channels=3, tolerance=1e-5, **kw):
+    x, t = inputs(channels)
+    return torch.allclose(mine(x, t, **kw), theirs(x, t, **kw), rtol=tolerance, atol=tolerance)
+
+@pytest.mark.parametrize("precond", [edm_files.EDMPrecond, edm_files.ECMPrecond])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_out_of_a_pickle_computes_what_it_computed_before(kind, precond, tmp_path):
+    kw = KINDS[kind]
+    theirs = edm_files.network(precond=precond, **kw)
+    mine = checkpoints.load_edm(written(tmp_path / "m.pkl", theirs), augment=True)
+    assert type(mine) is Precond and not any(m.training for m in mine.modules()) and all(v.dtype == torch.float32 for v in mine.state_dict().values())
+    labels, augment, channels = torch.eye(kw.get("labels", 0))[:1].repeat(5, 1), torch.randn(5, 9), kw.get("channels", 3)
+    assert agree(mine, theirs, channels)
+    if kw.get("labels"): assert agree(mine, theirs, channels, labels=labels) and not torch.equal(mine(*inputs(channels), labels=labels), mine(*inputs(channels)))
+    if kw.get("augment"): assert agree(mine, theirs, channels, augment=augment) and not torch.equal(mine(*inputs(channels), augment=augment), mine(*inputs(channels)))
+    assert mine.sigma_min == (0.003 if precond is edm_files.ECMPrecond else 0) and mine.net.config["dropout"] == 0.13
+    own = theirs.model.state_dict()
+    assert all(torch.equal(v, own[k]) for k, v in mine.net.state_dict().items()) and len(own) == len(mine.net.state_dict())
+
+@pytest.mark.parametrize("options", [dict(drop=(), tables=False), dict(drop=()), dict(protocol=5)])
+def test_files_of_older_and_newer_torch_load_alike(options, tmp_path):
+    theirs = edm_files.network()
+    assert agree(checkpoints.load_edm(written(tmp_path / "m.pkl", theirs, **options)), theirs)
+
+def test_the_augmentation_head_is_left_out_unless_wanted(tmp_path):
+    theirs = edm_files.network(augment=9)
+    path = written(tmp_path / "m.pkl", theirs)
+    plain, full = checkpoints.load_edm(path), checkpoints.load_edm(path, augment=True)
+    assert full.state_dict().keys() - plain.state_dict().keys() == {"net.map_augment.weight"} and plain.net.config["augment_dim"] == 0 and agree(plain, theirs)
+
+@pytest.mark.parametrize("given, implied", [(0.003, 0.003), (0.002, 0.002), (0, 0.003), (None, 0.003), ("text", 0.003), (float("nan"), 0.003)])
+def test_the_boundary_is_that_of_the_class_in_the_file_unless_overruled(given, implied, tmp_path):
+    theirs = edm_files.network(precond=edm_files.ECMPrecond)
+    theirs.sigma_min = given
+    path = written(tmp_path / "m.pkl", theirs)
+    mine = checkpoints.load_edm(path)
+    assert mine.sigma_min == implied
+    x, t = inputs()
+    assert torch.allclose(mine(x, implied), x, atol=1e-6) and not torch.allclose(mine.train()(x, implied), x, atol=1e-6)       # in training it stands at 0
+    assert checkpoints.load_edm(path, sigma_min=0.01).sigma_min == 0.01 and checkpoints.load_edm(path, sigma_min=0).sigma_min == 0
+    plain = edm_files.network()
+    plain.sigma_min = 0.002                     # EDM's attribute is the range it was made for, not a boundary
+    assert checkpoints.load_edm(written(path, plain)).sigma_min == 0
+
+def test_sigma_data_comes_from_the_file(tmp_path):
+    theirs = edm_files.network()
+    theirs.sigma_data = 0.7
+    mine = checkpoints.load_edm(written(tmp_path / "m.pkl", theirs))
+    assert mine.sigma_data == 0.7 and agree(mine, theirs)
+
+def test_half_precision_and_the_bare_network_are_read(tmp_path):
+    theirs = edm_files.network(ncsn=True)
+    (tmp_path / "bare.pkl").write_bytes(edm_files.pickled(theirs))
+    assert agree(checkpoints.load_edm(tmp_path / "bare.pkl"), theirs)
+    mine, rounded = checkpoints.load_edm(written(tmp_path / "m.pkl", theirs.half())), theirs.float()
+    assert all(v.dtype == torch.float32 for v in mine.state_dict().values()) and agree(mine, rounded)
+
+def test_a_loaded_network_can_be_trained_and_saved(tmp_path):
+    mine = checkpoints.load_edm(written(tmp_path / "m.pkl", edm_files.network(labels=3))).train()
+    x, t = inputs()
+    mine(x, t).square().sum().backward()
+    assert all(p.requires_grad and p.grad is not None and not p.is_meta for n, p in mine.named_parameters() if "map_label" not in n)
+    assert same(mine, checkpoints.load(checkpoints.save(mine, tmp_path / "m.safetensors")))
+
+@pytest.mark.parametrize("kind", ["both", "ncsnpp_classes"])
+def test_a_converted_file_gives_the_same_model_bit_for_bit_and_says_where_it_is_from(kind, tmp_path):
+    path = written(tmp_path / "network-snapshot.pkl", edm_files.network(precond=edm_files.ECMPrecond, **KINDS[kind]))
+    out = checkpoints.convert(path, tmp_path / "out" / "m.safetensors", augment=True)
+    mine, twin = checkpoints.load_edm(path, augment=True), checkpoints.load(out)
+    assert same(mine, twin) and twin.sigma_min == 0.003 and checkpoints.describe(mine) == checkpoints.describe(twin) and torch.equal(mine(*inputs()), twin(*inputs()))
+    assert checkpoints.header(out)["provenance"] == dict(source="network-snapshot.pkl", sha256=hashlib.sha256(path.read_bytes()).hexdigest(), licence="CC BY-NC-SA 4.0")
+    with pytest.raises(FileNotFoundError): checkpoints.convert(tmp_path / "none.pkl", out)
+
+def test_a_file_says_what_it_is_and_whether_it_is_a_released_teacher(tmp_path, monkeypatch):
+    path = written(tmp_path / "m.pkl", edm_files.network(labels=10, augment=9))
+    facts = checkpoints.edm_facts(path)
+    theirs = edm_files.network(labels=10, augment=9)
+    assert facts["teacher"] is None and facts["parameters"] == sum(p.numel() for p in theirs.parameters()) and facts["tensors"] == len(theirs.state_dict())
+    assert facts["settings"]["label_dim"] == 10 and facts["stored"] == ["float32"] and json.loads(json.dumps(facts)) == facts
+    monkeypatch.setitem(checkpoints.TEACHERS, "mine", dict(url="", sha256=facts["sha256"], licence=""))
+    assert checkpoints.edm_facts(path)["teacher"] == "mine"
+    assert checkpoints.TEACHERS["edm-cifar10-32x32-uncond-vp"]["sha256"] == "4d5dcc1f1d0d41c8934ad21626eeddbdc0460182becf9fc059a0631b1eedb4da"
+
+def test_the_full_cifar10_networks_have_the_published_sizes():
+    with torch.device("meta"): nets = {n: edm_files.SongUNet(resolution=32, width=128, mult=(2, 2, 2), blocks=4, attention=(16,), **kw) for n, kw in ((55_732_739, {}), (55_733_891, dict(augment=9)), (55_735_299, dict(labels=10, augment=9)), (56_397_827, dict(ncsn=True, augment=9)))}
+    for n, net in nets.items():
+        shapes = {k: tuple(v.shape) for k, v in net.state_dict().items()}
+        with torch.device("meta"): own = UNet(**checkpoints._settings(shapes))
+        assert {k: tuple(v.shape) for k, v in own.state_dict().items()} == shapes and sum(p.numel() for p in own.parameters()) == n
+
+# ---- files that hold something else
+
+def changed(change, **kw):
+    model = edm_files.network(**kw)
+    change(model)
+    return edm_files.snapshot(model)
+
+def set_on(name, key, value): return lambda m: m.get_submodule(name).__dict__.update({key: value})
+
+def rename(part, cls):
+    def act(m): m.get_submodule(part).__class__ = type(cls, (m.get_submodule(part).__class__,), {})
+    return act
+
+def cut(name):
+    def act(m): delattr(m.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
+    return act
+
+def edm2():
+    model = edm_files.EDMPrecond(None)
+    del model.model
+    model.unet = edm_files.Linear(3, 3)
+    return edm_files.snapshot(model)
+
+OTHERS = {
+    "several heads": (lambda: changed(set_on("model.enc.4x4_block0", "num_heads", 2)), ["several attention heads"]), "adaptive scale": (lambda: changed(set_on("model.dec.8x8_up", "adaptive_scale", True)), ["adaptive_scale"]),
+    "another skip scale": (lambda: changed(set_on("model.dec.8x8_up", "skip_scale", 1.0)), ["skip_scale"]), "another epsilon": (lambda: changed(set_on("model.enc.8x8_block0.norm0", "eps", 1e-5)), ["eps"]),
+    "other groups": (lambda: changed(set_on("model.enc.8x8_block0.norm0", "num_groups", 1)), ["groups"]), "another embedding": (lambda: changed(set_on("model.map_noise", "endpoint", False)), ["endpoint"]), "other positions": (lambda: changed(set_on("model.map_noise", "max_positions", 100)), ["max_positions"]),
+    "another filter": (lambda: changed(lambda m: m.model.enc["4x4_down"].conv0.resample_filter.mul_(2)), ["resampling filter"]), "text for a number": (lambda: changed(set_on("model.dec.8x8_up", "skip_scale", "much")), ["skip_scale"]),
+    "no first layer": (lambda: changed(cut("model.map_layer0")), ["neither DDPM++ nor NCSN++"]), "a missing weight": (lambda: changed(cut("model.dec.8x8_block1.conv1.weight")), ["does not fit", "lacks 1", "dec.8x8_block1.conv1.weight"]),
+    "an unknown part": (lambda: changed(lambda m: m.model.dec.update({"8x8_aux_skip": edm_files.Linear(2, 2)})), ["has unknown", "aux_skip"]), "another shape": (lambda: changed(lambda m: setattr(m.model.dec["8x8_block1"], "affine", edm_files.Linear(5, 8))), ["does not fit", "(8, 5) there"]),
+    "no sigma_data": (lambda: changed(set_on("", "sigma_data", "half")), ["sigma_data"]), "variance preserving": (lambda: changed(rename("", "VPPrecond")), ["VPPrecond"]), "another network": (lambda: changed(lambda m: setattr(m, "model", edm_files.Linear(3, 3))), ["class Linear"]),
+    "no network": (lambda: changed(lambda m: setattr(m, "model", None)), ["without a network named 'model'"]), "EDM2": (edm2, ["EDM2"]), "a dictionary": (lambda: pickle.dumps(dict(a=1), 4), ["without a network under 'ema'"]), "a number": (lambda: pickle.dumps(3, 4), ["without a network"]), "state dict": (lambda: pickle.dumps(dict(ema=dict(w=torch.ones(2))), 4), ["without a network"]),
+    "weights that are text": (lambda: changed(lambda m: m.model.map_layer0._parameters.update(weight="abc")), ["map_layer0.weight"]), "a scalar": (lambda: changed(lambda m: m.model.enc["8x8_block0"].norm0._parameters.update(weight=torch.tensor(1.0))), ["m.pkl"]),
+    "a network of many terabytes": (lambda: changed(lambda m: m.model.enc["8x8_conv"]._parameters.update(weight=torch.empty(10**9, 3, 0, 3))), ["m.pkl"])}
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_this_kit_does_not_build_is_named_in_one_sentence(kind, tmp_path):
+    make, words = OTHERS[kind]
+    (tmp_path / "m.pkl").write_bytes(make())
+    for reader in (checkpoints.load_edm, lambda p: checkpoints.convert(p, tmp_path / "out.safetensors")):
+        with pytest.raises(ValueError) as error: reader(tmp_path / "m.pkl")
+        one_sentence(error, "m.pkl", *words)
+    assert not (tmp_path / "out.safetensors").exists()
+
+def test_a_renamed_class_of_the_same_network_is_read(tmp_path):
+    theirs = edm_files.network()
+    rename("model", "MyUNet")(theirs)
+    assert agree(checkpoints.load_edm(written(tmp_path / "m.pkl", theirs)), theirs)
+
+@pytest.mark.parametrize("content, word", [(b"", "is empty"), (b"<html>Quota</html>", "web page"), (b"hello", "not a pickle"), (b"PK\x03\x04" + bytes(50), "zip"), (b"\x80\x04}q", "cut short")])
+def test_what_is_no_pickle_of_a_network_is_named(content, word, tmp_path):
+    (tmp_path / "m.pkl").write_bytes(content)
+    with pytest.raises(ValueError) as error: checkpoints.load_edm(tmp_path / "m.pkl")
+    one_sentence(error, "m.pkl", word)
+    with pytest.raises(FileNotFoundError): checkpoints.load_edm(tmp_path / "none.pkl")
+    (tmp_path / "m.pkl").write_bytes(checkpoints.save(MLP(2, 8, 1), tmp_path / "m.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="safetensors file.*checkpoints.load"): checkpoints.load_edm(tmp_path / "m.pkl")
+
+def test_a_malicious_file_is_refused_and_never_run(tmp_path):
+    model, trace = edm_files.network(), tmp_path / "trace"
+    model.model.enc["4x4_down"].extra = Bomb(trace)
+    with pytest.raises(ValueError) as error: checkpoints.load_edm(written(tmp_path / "m.pkl", model))
+    one_sentence(error, "open", "nothing in it was run")
+    assert not trace.exists()
+
+# ---- fetching
+
+CONTENT = bytes(range(256)) * 8000
+
+class Server:
+    "A web server on this machine. `breaks`: after how many bytes each answer hangs up (None: not at all); `ranges`: whether it can send the rest; `page`: the body of an error page instead; `tag`: its ETag."
+    def __init__(self):
+        self.content, self.breaks, self.ranges, self.page, self.tag, self.status, self.asked, self.sized = CONTENT, [], True, None, '"one"', 200, [], True
+        outer = self
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self): outer.answer(self)
+            def log_message(self, *args): pass
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/m.pkl"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def answer(self, request):
+        wanted = request.headers.get("Range")
+        self.asked.append(wanted)
+        if self.status != 200: return request.send_error(self.status)
+        if self.page: return self.send(request, 200, self.page, {"Content-Type": "text/html"})
+        fresh = request.headers.get("If-Range") in (None, self.tag)
+        start = int(wanted[6:-1]) if wanted and self.ranges and fresh else 0
+        if start >= len(self.content): return request.send_error(416)
+        headers = {"Content-Range": f"bytes {start}-{len(self.content) - 1}/{len(self.content)}"} if start else {}
+        self.send(request, 206 if start else 200, self.content[start:], headers | ({"ETag": self.tag} if self.tag else {}), self.breaks.pop(0) if self.breaks else None)
+
+    def send(self, request, status, body, headers, stop=None):
+        request.send_response(status)
+        for k, v in headers.items(): request.send_header(k, v)
+        if self.sized: request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body[:stop])
+        request.wfile.flush()
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"): monkeypatch.delenv(name, raising=False)
+    s = Server()
+    yield s
+    s.http.shutdown(); s.http.server_close()
+
+SHA = hashlib.sha256(CONTENT).hexdigest()
+
+def fetched(server, folder, **kw):
+    path = checkpoints.fetch(server.url, folder / "m.pkl", **kw)
+    assert path.read_bytes() == server.content and {p.name for p in folder.iterdir()} <= {"m.pkl", ".m.pkl.lock"}
+    return path
+
+def test_a_file_is_fetched_once_and_then_used(server, tmp_path):
+    for _ in range(2): fetched(server, tmp_path, sha256=SHA.upper(), size=len(CONTENT))
+    assert server.asked == [None]
+
+def test_a_file_there_already_is_used_if_it_is_the_right_one(server, tmp_path):
+    (tmp_path / "m.pkl").write_bytes(b"mine")
+    assert checkpoints.fetch(server.url, tmp_path / "m.pkl").read_bytes() == b"mine"
+    for kw in (dict(sha256=SHA), dict(size=3)):
+        with pytest.raises(ValueError) as error: checkpoints.fetch(server.url, tmp_path / "m.pkl", **kw)
+        one_sentence(error, "is there already but", "take it away")
+    assert (tmp_path / "m.pkl").read_bytes() == b"mine" and server.asked == []
+
+def test_a_broken_download_goes_on_where_it_stopped(server, tmp_path):
+    server.breaks = [500_000, 0, 700_000]
+    fetched(server, tmp_path, sha256=SHA)
+    assert server.asked == [None, "bytes=500000-", "bytes=500000-", "bytes=1200000-"]
+
+def test_a_download_given_up_goes_on_in_the_next_call(server, tmp_path):
+    server.breaks = [600_000] + [0] * 3
+    with pytest.raises(ConnectionError) as error: checkpoints.fetch(server.url, tmp_path / "m.pkl", SHA, tries=3)
+    one_sentence(error, "600,000 bytes are kept")
+    assert not (tmp_path / "m.pkl").exists()
+    fetched(server, tmp_path, sha256=SHA)
+    assert server.asked[-1] == "bytes=600000-"
+
+def test_a_server_that_cannot_resume_sends_it_all_again(server, tmp_path):
+    server.breaks, server.ranges = [1_000_000], False
+    fetched(server, tmp_path, sha256=SHA)
+    assert server.asked == [None, "bytes=1000000-"]
+
+def test_a_file_changed_in_between_is_not_mixed_with_the_old_one(server, tmp_path):
+    for tag in ('"two"', None):                                    # told by the server, or seen by its other length
+        server.content, server.tag, server.breaks = CONTENT, '"one"' if tag else None, [1_000_000, 0]
+        with pytest.raises(ConnectionError): checkpoints.fetch(server.url, tmp_path / "m.pkl", tries=1)
+        server.content, server.tag = CONTENT[::-1] + b"longer", tag
+        fetched(server, tmp_path).unlink()
+
+def test_parts_with_a_wrong_checksum_are_thrown_away_and_fetched_anew(server, tmp_path):
+    server.breaks = [1_000_000, 0]
+    with pytest.raises(ConnectionError): checkpoints.fetch(server.url, tmp_path / "m.pkl", SHA, tries=1)
+    with open(tmp_path / ".m.pkl.part", "r+b") as file: file.write(b"damaged")
+    fetched(server, tmp_path, sha256=SHA)
+    assert server.asked[-2:] == ["bytes=1000000-", None]
+
+@pytest.mark.parametrize("kw", [dict(sha256="0" * 64), dict(size=7)])
+def test_a_file_that_is_not_the_promised_one_is_not_kept(kw, server, tmp_path):
+    with pytest.raises(ValueError) as error: checkpoints.fetch(server.url, tmp_path / "m.pkl", **kw)
+    one_sentence(error, server.url, "not 0000" if "sha256" in kw else "not 7")
+    assert {p.name for p in tmp_path.iterdir()} == {".m.pkl.lock"}
+
+def test_a_part_longer_than_the_file_is_thrown_away(server, tmp_path):
+    (tmp_path / ".m.pkl.part").write_bytes(CONTENT * 2)
+    (tmp_path / ".m.pkl.part.json").write_text(json.dumps(dict(url=server.url, total=len(CONTENT), tag='"one"')))
+    fetched(server, tmp_path, sha256=SHA)
+
+@pytest.mark.parametrize("notes", ["", "{", "[]", "null", '{"url": "elsewhere"}'])
+def test_a_part_of_unknown_origin_is_not_continued(notes, server, tmp_path):
+    (tmp_path / ".m.pkl.part").write_bytes(b"something else")
+    (tmp_path / ".m.pkl.part.json").write_text(notes)
+    fetched(server, tmp_path)
+    assert server.asked == [None]
+
+def test_an_error_page_is_no_file(server, tmp_path):
+    server.page = b"<!DOCTYPE html><html>Please sign in</html>"
+    with pytest.raises(ValueError) as error: checkpoints.fetch(server.url, tmp_path / "m.pkl", SHA)
+    one_sentence(error, "web page")
+    server.page, server.content = None, b"\n<html>unmarked</html>"
+    with pytest.raises(ValueError, match="web page"): checkpoints.fetch(server.url, tmp_path / "m.pkl")
+    assert {p.name for p in tmp_path.iterdir()} == {".m.pkl.lock"}
+
+@pytest.mark.parametrize("status, requests", [(404, 1), (403, 1), (503, 3)])
+def test_a_server_that_refuses_is_named_with_its_reason(status, requests, server, tmp_path):
+    server.status = status
+    with pytest.raises(ConnectionError) as error: checkpoints.fetch(server.url, tmp_path / "m.pkl", tries=3)
+    one_sentence(error, str(status), server.url)
+    assert len(server.asked) == requests
+
+def test_without_a_network_one_sentence_says_so(server, tmp_path):
+    server.http.shutdown(); server.http.server_close()
+    for url in (server.url, "http://nowhere.invalid/m.pkl"):
+        with pytest.raises(ConnectionError) as error: checkpoints.fetch(url, tmp_path / "m.pkl")
+        one_sentence(error, url, "cannot be reached", "by hand")
+
+def test_a_body_without_a_length_is_taken_to_its_end(server, tmp_path):
+    server.sized = False
+    fetched(server, tmp_path, sha256=SHA, size=len(CONTENT))
+
+def test_of_several_who_fetch_at_once_one_does(server, tmp_path):
+    server.breaks = [1_000_000]
+    with ThreadPoolExecutor(4) as pool: paths = list(pool.map(lambda _: checkpoints.fetch(server.url, tmp_path / "m.pkl", SHA), range(4)))
+    assert set(paths) == {tmp_path / "m.pkl"} and paths[0].read_bytes() == CONTENT and server.asked == [None, "bytes=1000000-"]
+
+@unix
+def test_a_full_disk_is_not_blamed_on_the_network(server, tmp_path):
+    def work():
+        import resource
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        checkpoints.fetch(server.url, tmp_path / "m.pkl")
+    pid = in_child(lambda: raises_no_connection_error(work))
+    assert ending(pid) == 28 and not (tmp_path / "m.pkl").exists()
+
+def raises_no_connection_error(work):
+    try: work()
+    except ConnectionError: os._exit(7)
+
+# ---- teachers
+
+NAME = "edm-cifar10-32x32-uncond-vp"
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    "An empty working folder and a folder named by ECT_NB_DATA; no network."
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir(); here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("ECT_NB_DATA", str(home))
+    monkeypatch.setattr(checkpoints, "fetch", lambda url, path, sha256=None, size=None: (url, path, sha256))
+    return home, here
+
+def test_a_teacher_not_at_hand_is_named_with_command_size_and_licence(places):
+    for name in checkpoints.TEACHERS:
+        with pytest.raises(FileNotFoundError) as error: checkpoints.teacher(name)
+        one_sentence(error, f"python -m ect_nb.recipes teacher {name}", "223 MB", "CC BY-NC-SA 4.0")
+    with pytest.raises(ValueError, match="no teacher is called 'edm2'.*" + NAME): checkpoints.teacher("edm2")
+
+def test_a_teacher_is_found_in_the_folder_the_home_and_beside(places, tmp_path):
+    home, here = places
+    (here / "data").mkdir()
+    for place, folder in ((here / "data", None), (home, None), (tmp_path / "own", tmp_path / "own")):
+        place.mkdir(exist_ok=True)
+        for suffix in (".safetensors", ".pkl"):
+            (place / (NAME + suffix)).touch()
+            found = checkpoints.teacher(NAME, folder)
+            assert found.resolve() == (place / (NAME + suffix)).resolve()
+
+def test_a_teacher_is_fetched_only_when_told_and_where_told(places, tmp_path, monkeypatch):
+    home, here = places
+    url, path, sha256 = checkpoints.teacher(NAME, tmp_path / "own", download=True)
+    assert path == tmp_path / "own" / f"{NAME}.pkl" and url.endswith(f"/edm/pretrained/{NAME}.pkl") and sha256 == checkpoints.TEACHERS[NAME]["sha256"]
+    assert checkpoints.teacher(NAME, download=True)[1] == home / f"{NAME}.pkl"
+    monkeypatch.delenv("ECT_NB_DATA")
+    assert checkpoints.teacher(NAME, download=True)[1].resolve() == (here / "data" / f"{NAME}.pkl").resolve()
