@@ -93,7 +93,7 @@ def begin(preset, start=None, seed=0):
     "The model that `preset` starts from: `start` (a model or a path), else the teacher's weights where they are at hand, else fresh weights from `seed`. Its dropout is the preset's."
     if isinstance(start, nn.Module): model = start
     elif start is not None: model = _read(start)
-    elif preset.teacher: model = checkpoints.load_edm(checkpoints.teacher(preset.teacher))
+    elif preset.teacher: model = _read(checkpoints.teacher(preset.teacher))
     elif preset.network is None: raise ValueError(f"{preset.name} has no network in this kit: pass a model of your own as start")
     else:
         with torch.random.fork_rng(devices=[]):
