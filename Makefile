@@ -24,7 +24,7 @@ test: setup      ## everything that must pass: gates, notebooks, pytest
 tour: setup      ## run 00_sixty_seconds without a browser; table here, pictures and page in out/tour
 	$(PY) tools/run_notebooks.py 00_sixty_seconds --html out/tour --pictures out/tour
 
-bench: setup     ## measure the speed of training and sampling on this machine
+bench: setup     ## measure the speed of training and sampling on this machine (the CIFAR-10 network too: ARGS=--cifar)
 	$(PY) bench/bench.py $(ARGS)
 
 class: setup     ## copies of the notebooks for a class in out/class: student (without solutions) and teacher (solved)

@@ -1,6 +1,7 @@
 """Measure, in one run and as ratios, what the kit claims to be fast at. Machines differ and are noisy: read the ratios and their spread, not the seconds.
 
-usage: python bench/bench.py [--rounds 7] [--runs 5] [--batch 64] [--device cpu]"""
+usage: python bench/bench.py [--rounds 7] [--runs 5] [--batch 64] [--device cpu] [--cifar]
+       --cifar also measures the full CIFAR-10 network: `python bench/cifar.py` with its own defaults (minutes on a GPU, half an hour on a small CPU)."""
 import argparse, os, statistics, subprocess, sys, time
 from pathlib import Path
 import torch
@@ -121,6 +122,7 @@ def main():
     args.add_argument("--runs", type=int, default=5)
     args.add_argument("--batch", type=int, default=64)
     args.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args.add_argument("--cifar", action="store_true", help="also the full CIFAR-10 network (bench/cifar.py)")
     args = args.parse_args()
     device = torch.device(args.device)
     start = checkpoints.load(data.find("fashion_mnist_diffusion.safetensors"), device=device)
@@ -130,5 +132,6 @@ def main():
     sampling(start, args, device)
     waiting(args)
     slider()
+    if args.cifar: subprocess.run([sys.executable, str(Path(__file__).with_name("cifar.py")), "--device", args.device], check=True)
 
 if __name__ == "__main__": main()

@@ -29,7 +29,7 @@ def check_record(r):
     if not r["low"] <= r["value"] <= r["high"]: raise ValueError(f"the record of {r['run']} has its value {r['value']} outside its interval [{r['low']}, {r['high']}]")
     return r
 
-# %% ../nbs/17_atlas.ipynb #18858785
+# %% ../nbs/17_atlas.ipynb #094e44b5
 TIMES = {1: (80.0,), 2: (80.0, 2.5), 4: (80.0, 2.5, 1.2, 0.5), 8: (80.0, 5.0, 3.0, 2.0, 1.4, 0.9, 0.5, 0.3)}
 
 def survey(folder, pictures, network, times=TIMES, kimgs=None, n=1000, seed=0, columns=16, device=None, **more):
@@ -40,21 +40,23 @@ def survey(folder, pictures, network, times=TIMES, kimgs=None, n=1000, seed=0, c
     found = {k: p for k, p in run.snapshots().items() if kimgs is None or k in kimgs}
     if not found: raise ValueError(f"{folder} has no snapshot to measure: train into it with snapshot_kimg above 0, or name budgets among {sorted(run.snapshots())}")
     for kimg, path in found.items():
-        left = [t for t in times.values() if not _measured(run, kimg, len(t), "consistency")]
+        left = [t for t in times.values() if not _measured(run, kimg, len(t), "consistency", network.name)]
         if not left: continue
         model = checkpoints.load(path).to(device or "cpu")
         for t in left: yield _measure(run, model, pictures, network, kimg, len(t), "consistency", n, seed, columns, dict(times=t), lambda f, z, g: sample(f, z, t, g), more)
 
-# %% ../nbs/17_atlas.ipynb #b59a24de
+# %% ../nbs/17_atlas.ipynb #4350aa3a
 def survey_walk(model, folder, pictures, network, steps=(2, 3, 5, 9, 18), n=1000, seed=0, columns=16, **more):
     "As `survey`, for one diffusion `model` walked with Heun's method in each number of `steps`, 2·steps - 1 evaluations; the records are kept in `folder` at kimg = 0."
     run = RunFolder(folder)
     for k in steps:
         walk = lambda f, z, g, k=k: heun(f, 80 * z, karras_times(k))
-        if not _measured(run, 0, 2 * k - 1, "heun"): yield _measure(run, model, pictures, network, 0, 2 * k - 1, "heun", n, seed, columns, dict(sampler=walk, nfe=2 * k - 1), walk, more)
+        if not _measured(run, 0, 2 * k - 1, "heun", network.name): yield _measure(run, model, pictures, network, 0, 2 * k - 1, "heun", n, seed, columns, dict(sampler=walk, nfe=2 * k - 1), walk, more)
 
-# %% ../nbs/17_atlas.ipynb #58bdba73
-def _measured(run, kimg, nfe, method): return any((r.get("kimg"), r.get("nfe"), r.get("method")) == (kimg, nfe, method) for r in run.records()) and _strip(run, kimg, nfe).exists()
+# %% ../nbs/17_atlas.ipynb #61e983a7
+def _measured(run, kimg, nfe, method, features):
+    wanted = dict(kimg=kimg, nfe=nfe, method=method, features=features)
+    return any(isinstance(r, dict) and r.items() >= wanted.items() for r in run.records()) and _strip(run, kimg, nfe).exists()
 
 def _strip(run, kimg, nfe): return run.path / "samples" / f"kimg-{kimg:06d}-nfe-{nfe:02d}.png"
 
@@ -85,10 +87,10 @@ def _read_png(data, shape):
     sheet = np.asarray(Image.open(io.BytesIO(data)).convert("L" if C == 1 else "RGB")).reshape(-1, W * (Image.open(io.BytesIO(data)).width // W), C)
     return sheet.reshape(sheet.shape[0] // H, H, -1, W, C).swapaxes(1, 2)
 
-# %% ../nbs/17_atlas.ipynb #6c55e1fa
+# %% ../nbs/17_atlas.ipynb #ee1e7893
 @dataclass
 class Charted:
-    "One run of an atlas: its `name`, `records`, `facts` (data, shape (C, H, W), method, init, seed), and how to read the strip of a (kimg, nfe)."
+    "One run of an atlas: its `name`, `records`, `facts` (data, shape (C, H, W), method, init, seed, recipe), and how to read the strip of a (kimg, nfe)."
     name: str; records: list; facts: dict; read: object = field(repr=False)
 
     @property
@@ -104,28 +106,47 @@ class Charted:
         "The strip, uint8 (columns, H, W, C)."
         return self.read(self.record(kimg, nfe)["kimg"], nfe)
 
-# %% ../nbs/17_atlas.ipynb #9c23002f
+    @property
+    def unit(self): r = self.records[0]; return r["data"], r["metric"], r["features"]
+
+    @property
+    def kin(self): r = self.records[0]; return *self.unit, r["network"], r["parameters"], r["n_samples"], *(self.facts.get(k) for k in ("method", "init", "recipe"))
+
+# %% ../nbs/17_atlas.ipynb #556f30d3
 def read_run(folder):
-    "The run in `folder` as a `Charted`: what has been measured by now. ValueError if that is nothing."
-    run, records = RunFolder(folder), {}
+    "The run in `folder` as a `Charted`: what has been measured by now, in the features that were used last. ValueError if that is nothing."
+    run, found = RunFolder(folder), []
     for r in run.records():
-        if "nfe" not in r or "features" not in r: continue
+        if not isinstance(r, dict) or "nfe" not in r or "features" not in r: continue
         try: check_record(r)
         except ValueError as e: warnings.warn(f"left out: {e}", stacklevel=2); continue
-        if _strip(run, r["kimg"], r["nfe"]).exists(): records[r["kimg"], r["nfe"]] = r
-    if not records: raise ValueError(f"{folder} holds no measurement: run survey() on it first")
-    records = [records[k] for k in sorted(records)]
-    read = lambda kimg, nfe: _read_png(_strip(run, kimg, nfe).read_bytes(), _shape(run, records[0]))[0]
-    return Charted(run.path.name, records, _facts(records[0], _shape(run, records[0])), read)
+        if _strip(run, r["kimg"], r["nfe"]).exists(): found.append(r)
+    if not found: raise ValueError(f"{folder} holds no measurement: run survey() on it first")
+    one = [r for r in found if all(r[k] == found[-1][k] for k in ("data", "metric", "features"))]
+    if len(one) < len(found): warnings.warn(f"left out: {len(found) - len(one)} older records of {run.path.name} in another unit than {found[-1]['metric']} on {found[-1]['features']}", stacklevel=2)
+    latest = {(r["kimg"], r["nfe"]): r for r in one}
+    records, shape = [latest[k] for k in sorted(latest)], _shape(run, one)
+    return Charted(run.path.name, records, _facts(records[0], shape, _recipe(run)), lambda kimg, nfe: _read_png(_strip(run, kimg, nfe).read_bytes(), shape)[0])
 
-def _facts(r, shape): return dict(data=r["data"], shape=list(shape), method=r.get("method"), init=r["init"], seed=r["seed"] if r.get("train_seed") is None else r["train_seed"])
+def _facts(r, shape, recipe): return dict(data=r["data"], shape=list(shape), method=r.get("method"), init=r["init"], seed=r["seed"] if r.get("train_seed") is None else r["train_seed"], recipe=recipe)
 
-def _shape(run, r):
-    "(C, H, W) of one picture of a strip: pictures here are square."
+# %% ../nbs/17_atlas.ipynb #e247910f
+def _recipe(run):
+    "Eight hexadecimal digits that name the settings of a run, its seed apart; None where config.json cannot be read."
+    try: config = dict(run.config()["config"]); config.pop("seed", None)
+    except (ValueError, KeyError, TypeError): return None
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+
+def _shape(run, records):
+    "(C, H, W) of one picture of the strips: pictures here are square."
     from PIL import Image
-    with Image.open(_strip(run, r["kimg"], r["nfe"])) as im: return (1 if im.mode == "L" else 3, im.height, im.height)
+    for r in records:
+        try:
+            with Image.open(_strip(run, r["kimg"], r["nfe"])) as im: return (1 if im.mode == "L" else 3, im.height, im.height)
+        except (OSError, SyntaxError): pass
+    raise ValueError(f"no strip in {run.path / 'samples'} can be read: delete them and run survey() again")
 
-# %% ../nbs/17_atlas.ipynb #c3a7cfdb
+# %% ../nbs/17_atlas.ipynb #ff643241
 VERSION = 1
 
 class Atlas:
@@ -145,6 +166,14 @@ class Atlas:
     def where(self, **facts):
         "The runs with these facts, such as method='heun' or init='scratch'."
         return [run for run in self.runs.values() if all(run.facts.get(k) == v for k, v in facts.items())]
+
+    def family(self, run):
+        "The runs that differ from `run` in nothing but their seed, by seed; `run` is one of them."
+        return sorted((r for r in self.runs.values() if r.kin == run.kin), key=lambda r: (r.facts["seed"], r.name))
+
+    def families(self, **facts):
+        "Those families, each a list, of the runs with these facts."
+        return [f for run in self.where(**facts) if (f := self.family(run))[0] is run]
 
 # %% ../nbs/17_atlas.ipynb #35e80fce
 def _save(self, folder):

@@ -318,7 +318,9 @@ def check_ict(f):
              "n levels have n − 1 gaps between them; you divided by n.": share(lambda a, h, k: (a ** (1 / rho) - h * (k - 1) / k).clamp(min=0) ** rho),
              "You stepped in t itself. The grid is even in t^(1/rho).": share(lambda a, h, k: (a - (80 - 0.002) / (k - 1)).clamp(min=0)),
              "That is r^(1/rho): come back to noise levels with the rho-th power.": share(lambda a, h, k: (a ** (1 / rho) - h).clamp(min=0))}
-    return compare(torch.cat([b / a for a, b in zip(t, given)]), torch.cat([b / a for a, b in zip(t, r)]), slips, what="r / t", rtol=1e-2, atol=1e-4)
+    said = compare(torch.cat([b / a for a, b in zip(t, given)]), torch.cat([b / a for a, b in zip(t, r)]), slips, what="r / t", rtol=1e-2, atol=1e-4)
+    third = karras_times(18, rho=3.0).double()[:-1]          # the grid of another rho
+    return said or compare(f(third[:-1], 18, 3.0), third[1:], {"rho was not used: with rho = 3 your r is still that of rho = 7.": (third[:-1] ** (1 / rho) - steps[3]).clamp(min=0) ** rho}, what="r for rho = 3", rtol=1e-3)
 
 # %% ../nbs/04_schedules.ipynb #aa404b67
 @check("A schedule to order: it begins with one foot in diffusion, goes down gently, and takes its time at the end.")
@@ -556,7 +558,7 @@ def check_best_second_time(best_second_time):
     return compare(best_second_time(f, z1, z2, data, grid), pick(areas), {
         "That is the place in the grid, not the time that stands there: return grid[i].": areas.argmin(),
         "That is the smallest distance: return the time at which it is reached.": areas.min(),
-        "That is the worst time of the grid: take the smallest distance, not the largest.": pick(-areas),
+        "That is the worst time of the grid: take the smallest distance, with samples and data both sorted, and ask at the level t of the noise.": pick(-areas),
         "The samples were compared with the data in the order in which they were drawn: sort both first.": pick([(v - data).abs().mean() for v in twos]),
         "z1 was used for both noises: put back z2.": pick([_area(f(x + t * z1, t), data) for t in grid.tolist()]),
         "No noise was put back before the second evaluation.": pick([_area(f(x, t), data) for t in grid.tolist()]),

@@ -8,17 +8,17 @@ __all__ = ['explorer_words', 'explorer', 'compare_panel', 'doubling', 'run_words
            'flow_words', 'guard', 'image_html', 'images_figure', 'natural', 'png', 'png_bytes', 'quick_png',
            'show_figure', 'show_images', 'show_panel', 'tile', 'to_uint8', 'tuning_figure', 'tuning_panel',
            'tuning_words', 'Atlas', 'live_panel', 'plan', 'planner', 'break_even', 'setting', 'curve', 'tuned',
-           'walk_of', 'evaluations_for', 'expected', 'strip']
+           'walk_of', 'evaluations_for', 'expected', 'strip', 'over_seeds', 'ranging', 'rivals', 'start_figure']
 
 # %% ../nbs/13_explore.ipynb #9506d637
 from .panels import (COLORS, VIEW, Flow, FlowPicture, Live, Tuning, complaint, draw_png, figure_panel, film, flow, flow_panel, flow_words, guard, image_html, images_figure,
     natural, png, png_bytes, quick_png, show_figure, show_images, show_panel, tile, to_uint8, tuning_figure, tuning_panel, tuning_words)
 
-# %% ../nbs/13_explore.ipynb #5ef72760
+# %% ../nbs/13_explore.ipynb #3530b3f8
 _all_ = ["COLORS", "VIEW", "Flow", "FlowPicture", "Live", "Tuning", "complaint", "draw_png", "figure_panel", "film", "flow", "flow_panel", "flow_words", "guard", "image_html", "images_figure",
-    "natural", "png", "png_bytes", "quick_png", "show_figure", "show_images", "show_panel", "tile", "to_uint8", "tuning_figure", "tuning_panel", "tuning_words", "Atlas", "live_panel", "plan", "planner", "break_even", "setting", "curve", "tuned", "walk_of", "evaluations_for", "expected", "strip"]
+    "natural", "png", "png_bytes", "quick_png", "show_figure", "show_images", "show_panel", "tile", "to_uint8", "tuning_figure", "tuning_panel", "tuning_words", "Atlas", "live_panel", "plan", "planner", "break_even", "setting", "curve", "tuned", "walk_of", "evaluations_for", "expected", "strip", "over_seeds", "ranging", "rivals", "start_figure"]
 
-# %% ../nbs/13_explore.ipynb #ab14c654
+# %% ../nbs/13_explore.ipynb #34e4f487
 import asyncio, html, math
 from pathlib import Path
 from .atlas import TIMES, Atlas, survey
@@ -26,10 +26,10 @@ from .live import evaluations, live_panel
 from .panels import _readout
 from .runs import RunFolder
 from .planner import SPEEDS, Plan, break_even, expected, plan, plan_words, planner, preset
-from .tradeoff import (_bars, _budget_colors, _floor, _ROUND, _samples, _span, _ticks, _titled, _wide, budgets, compare_figure, compare_words, curve, difference, difference_sheet,
-    evaluations_for, everything, explorer_figure, measured_as, say, setting, settings_table, strip, tuned, walk_of)
+from .tradeoff import (_bars, _budget_colors, _floor, _ROUND, _samples, _span, _named, _ticks, _titled, _wide, budgets, compare_figure, compare_words, curve, difference, difference_sheet,
+    evaluations_for, everything, explorer_figure, measured_as, one_unit, over_seeds, ranging, rivals, say, setting, settings_table, start_figure, strip, tuned, walk_of)
 
-# %% ../nbs/13_explore.ipynb #d3444630
+# %% ../nbs/13_explore.ipynb #dd302680
 class _Pick:
     "Controls for one setting of a run of `atlas`: a menu of `names` and two sliders over what was recorded; `changed()` is called after a move."
     def __init__(self, atlas, names, run, kimg, nfe, changed):
@@ -39,11 +39,11 @@ class _Pick:
         self.kimg, self.nfe = (w.SelectionSlider(options=[("–", -1)], description=name, **_wide()) for name in ("kimg", "evaluations"))
         self.refresh(atlas, kimg, nfe)
 
-    def refresh(self, atlas, kimg=None, nfe=None):
-        "Take in what `atlas` holds now, and stay where we were as far as that exists."
-        self.busy, self.atlas, run = True, atlas, self.run.value
+    def refresh(self, atlas, kimg=None, nfe=None, run=None):
+        "Take in what `atlas` holds now, go where told, and else stay where we were as far as that exists."
+        self.busy, self.atlas, run = True, atlas, run or self.run.value
         try:
-            if list(self.run.options) != self.names(atlas): self.run.options = self.names(atlas); self.run.value = run if run in atlas.runs else self.run.options[0]
+            if list(self.run.options) != self.names(atlas): self.run.options = self.names(atlas); self.run.value = run if run in self.run.options else self.run.options[0]
             points = self.charted.points
             for s, wanted, found in ((self.kimg, kimg, {k for k, _ in points}), (self.nfe, nfe, {n for _, n in points})):
                 wanted, found = s.value if wanted is None else wanted, sorted(found)
@@ -67,9 +67,9 @@ def _listen(pick, error):
     pick.run.observe(guard(error, other_run), "value")
     for s in (pick.kimg, pick.nfe): s.observe(guard(error, moved), "value")
 
-# %% ../nbs/13_explore.ipynb #d81f06f0
+# %% ../nbs/13_explore.ipynb #ba9a31f5
 class _Curves:
-    "The curves as a plotly widget: `draw(run, walk)` once, `light(here, there)` at every move; `look(kimg, nfe, walked)` is called on hover, `leave()` after it, `go(…)` on a click."
+    "The curves as a plotly widget: `draw(run, walk, kin)` once, `light(here, there, run, kin)` at every move; `look(kimg, nfe, walked)` is called on hover, `leave()` after it, `go(…)` on a click."
     def __init__(self, look, leave, go):
         import plotly.graph_objects as p
         self.figure, self.look, self.leave, self.go = p.FigureWidget(), look, leave, go
@@ -78,19 +78,21 @@ class _Curves:
         self.figure.update_layout(template="none", width=408, height=246, margin=dict(l=48, r=78, t=6, b=38), hovermode="closest", font=dict(size=11), xaxis=axis | dict(title=dict(text="evaluations (NFE)", standoff=6)),
             yaxis=axis | dict(title=dict(text="distance", standoff=4), exponentformat="none", tickvals=_ROUND), legend=dict(x=1.02, y=1, xanchor="left", font=dict(size=10), bgcolor="rgba(0,0,0,0)"), hoverlabel=dict(font=dict(size=11), align="left"))
 
-    def draw(self, run, walk, error):
-        self.floor, fig = _floor(everything(run, walk)), self.figure
+    def draw(self, run, walk, kin, error):
+        seen = [s for r in (run, walk, *kin) if r for s in everything(r)]
+        self.floor, fig = _floor(seen), self.figure
         lines = [_trace(curve(run, k), f"{k:g} kimg", self.floor, dict(color=c, width=1.2), "circle") for k, c in _budget_colors(budgets(run)).items()]
         if walk: lines.append(_trace(curve(walk, budgets(walk)[0]), "Heun", self.floor, dict(color="#000000", width=1.5, dash="dash"), "square"))
+        others = dict(mode="lines+markers", line=dict(width=1, color="#737373"), marker=dict(size=4, color="#737373"), name="other seeds", hoverinfo="skip", showlegend=bool(kin))
         ring = dict(mode="markers", marker=dict(symbol="circle-open", size=16, color=COLORS["vermillion"], line=dict(width=3)), hoverinfo="skip", showlegend=False)
         bold = dict(mode="lines", line=dict(width=4), hoverinfo="skip", showlegend=False)
         ticks = _ticks(v for line in lines for v in line["x"])
         with fig.batch_update():
-            fig.data = (); fig.add_traces([dict(type="scatter", x=[], y=[], **look) for look in (bold, ring)] + lines)
+            fig.data = (); fig.add_traces([dict(type="scatter", x=[], y=[], **look) for look in (bold, ring)] + lines + [dict(type="scatter", x=[], y=[], **others)])
             fig.update_xaxes(tickvals=ticks, ticktext=[str(t) for t in ticks], range=[math.log10(ticks[0] / 1.25), math.log10(max(max(line["x"]) for line in lines) * 1.25)])
-            fig.update_yaxes(range=[math.log10(v) for v in _span(everything(run, walk), self.floor)])
+            fig.update_yaxes(range=[math.log10(v) for v in _span(seen, self.floor)])
         at = lambda t, points: t.customdata[points.point_inds[0]][:3]
-        for trace in fig.data[2:]:
+        for trace in fig.data[2:-1]:
             trace.on_hover(guard(error, lambda t, points, *_: self.look(*at(t, points)) if points.point_inds else None))
             trace.on_unhover(guard(error, lambda *_: self.leave()))
             trace.on_click(guard(error, lambda t, points, *_: self.go(*at(t, points)) if points.point_inds else None))
@@ -102,12 +104,13 @@ def _trace(settings, name, floor, line, symbol):
     return dict(type="scatter", x=[s.nfe for s in settings], y=y, error_y=dict(type="data", array=up, arrayminus=down, symmetric=False, thickness=1, width=2), name=name, mode="lines+markers", line=line,
         marker=dict(size=7, symbol=symbol, color=line["color"]), customdata=numbers, hovertemplate="NFE %{x}: %{customdata[3]:.1f}<br>[%{customdata[4]:.1f}, %{customdata[5]:.1f}]<br>%{customdata[6]:.3g} ms a picture<extra>" + name + "</extra>")
 
-# %% ../nbs/13_explore.ipynb #ae6001dd
-def _light(self, here, there, run):
-    "Light the settings `here` and `there`, and the line of the budget."
-    c = curve(run, here.kimg)
+# %% ../nbs/13_explore.ipynb #519f6f51
+def _light(self, here, there, run, kin):
+    "Light the settings `here` and `there`, the line of the budget, and that of the other seeds."
+    c, theirs = curve(run, here.kimg), [s for r in kin for s in (*curve(r, here.kimg), None)]
     with self.figure.batch_update():
-        bold, ring = self.figure.data[:2]
+        bold, ring, *_, others = self.figure.data
+        others.x, others.y = [s and s.nfe for s in theirs], [s and max(s.value, self.floor) for s in theirs]
         bold.x, bold.y, bold.line.color = [s.nfe for s in c], _bars(c, self.floor)[0], _budget_colors(budgets(run))[here.kimg]
         ring.x, ring.y = [s.nfe for s in (here, there) if s], [max(s.value, self.floor) for s in (here, there) if s]
 
@@ -144,17 +147,17 @@ def _refresh(self, atlas):
 
 _Explorer.refresh = _refresh
 
-# %% ../nbs/13_explore.ipynb #f59579cf
+# %% ../nbs/13_explore.ipynb #d5486035
 def _move(self, *_):
     "Show the setting that the controls stand at."
     if self.busy: return
     run, kimg, nfe = self.pick.now
-    walk = walk_of(self.pick.atlas, run)
-    self._prepare(run, walk)
+    walk, kin = walk_of(self.pick.atlas, run), [r for r in self.pick.atlas.family(run) if r is not run]
+    self._prepare(run, walk, kin)
     here, there = setting(run, kimg, nfe), setting(walk, budgets(walk)[0], self.heun.value) if walk else None
-    self.here, self.there = here, there
-    self.words.value = _readout(explorer_words(here, there, walk))
-    self.curves.light(here, there, run)
+    self.here, self.there, self.kin = here, there, kin
+    self.words.value = _readout(explorer_words(here, there, walk, over_seeds(self.pick.atlas, run, kimg, nfe)))
+    self.curves.light(here, there, run, kin)
     self._pictures(run, walk, here, there)
 
 def _pictures(self, run, walk, here, there):
@@ -166,8 +169,8 @@ def _pictures(self, run, walk, here, there):
             except ValueError: place.value = f'<div style="font-size:12px;line-height:18px;height:36px">{_titled(s, name)}</div><i>no pictures</i>'; raise
         place.value = self.kept[key]
 
-# %% ../nbs/13_explore.ipynb #31e8e6ee
-def _prepare(self, run, walk):
+# %% ../nbs/13_explore.ipynb #aab2a087
+def _prepare(self, run, walk, kin):
     "What changes with the run only: the curves, the table, the ends of Heun's slider and of Play."
     if self.drawn is run: return
     self.busy, self.drawn = True, run
@@ -178,7 +181,7 @@ def _prepare(self, run, walk):
         rows = everything(run, walk)
         self.table.value = f"<details style=\"line-height:1.5\"><summary>All {len(rows)} settings as a table ({html.escape(measured_as(rows[0]))})</summary>{settings_table(rows)}</details>"
     finally: self.busy = False
-    self.curves.draw(run, walk, self.error)
+    self.curves.draw(run, walk, kin, self.error)
 
 # %% ../nbs/13_explore.ipynb #15edb706
 def _look(self, kimg, nfe, walked):
@@ -188,7 +191,7 @@ def _look(self, kimg, nfe, walked):
     here, there = (self.here, setting(walk, kimg, nfe)) if walked else (setting(run, kimg, nfe), self.there)
     self._pictures(run, walk, here, there)
 
-# %% ../nbs/13_explore.ipynb #cb63520a
+# %% ../nbs/13_explore.ipynb #64a9019f
 def _go(self, kimg, nfe, walked):
     "Move the sliders to a point that was clicked."
     if walked: self.heun.value = nfe; return
@@ -199,46 +202,81 @@ def _go(self, kimg, nfe, walked):
 
 _Explorer.move, _Explorer._pictures, _Explorer._prepare, _Explorer.look, _Explorer.go = _move, _pictures, _prepare, _look, _go
 
-def explorer_words(here, there, walk):
-    "What the explorer shows, in sentences."
-    if not walk: return f"{say(here)}. Nobody has walked from the same start with Heun's method."
+def explorer_words(here, there, walk, seeds=()):
+    "What the explorer shows, in sentences; `seeds` are the `Setting`s of all seeds there."
+    mine = f"{say(here)}" + (f" ({ranging(seeds)})" if len(seeds) > 1 else "")
+    if not walk: return f"{mine}. Nobody has walked from the same start with Heun's method."
     like = evaluations_for(curve(walk, budgets(walk)[0]), here.value)
-    return f"{say(here)}. {say(there)}. " + (f"Heun's method was not measured at so low a distance as {here.value:.1f}." if like is None else f"Heun's method comes to {here.value:.1f} with about {like:.0f} evaluations.")
+    return f"{mine}. {say(there)}. " + (f"Heun's method was not measured at so low a distance as {here.value:.1f}." if like is None else f"Heun's method comes to {here.value:.1f} with about {like:.0f} evaluations.")
 
-# %% ../nbs/13_explore.ipynb #4d63568e
+# %% ../nbs/13_explore.ipynb #69bacae0
 def explorer(atlas, run=None, kimg=None, nfe=1):
     "Steps × budget of the runs of an `Atlas`: sliders, samples of one noise, the numbers, the curves; begins at `run` (a name), `kimg` (default: all of it), `nfe`. `panel.refresh(atlas)` takes in one that has grown. Show it with `show_panel`."
     ex = _Explorer(atlas, run, kimg, nfe)
     panel = ex.panel
     def still():
-        run = ex.pick.charted
-        return draw_png(explorer_figure(run, ex.here, walk_of(ex.pick.atlas, run), ex.there)), explorer_words(ex.here, ex.there, walk_of(ex.pick.atlas, run))
+        run, atlas = ex.pick.charted, ex.pick.atlas
+        words = explorer_words(ex.here, ex.there, walk_of(atlas, run), over_seeds(atlas, run, ex.here.kimg, ex.here.nfe))
+        return draw_png(explorer_figure(run, ex.here, walk_of(atlas, run), ex.there, ex.kin)), words
     panel.still, panel.refresh, panel.state = still, ex.refresh, ex
     return panel
 
-# %% ../nbs/13_explore.ipynb #dd1985a2
+# %% ../nbs/13_explore.ipynb #5f816c94
+class _Compare:
+    def __init__(self, atlas, first, second):
+        import ipywidgets as w
+        if not atlas.runs: raise ValueError("this atlas is empty: add a run with Atlas.add(folder)")
+        first, second = _begin(atlas, first, second)
+        self.places = [w.HTML(layout=w.Layout(width="208px", height="244px")) for _ in range(3)]
+        self.words, self.error, self.now, self.busy = w.HTML(layout=w.Layout(min_height="66px")), w.HTML(), None, False
+        self.together = w.Checkbox(value=tuple(first[1:]) == tuple(second[1:]), description="same budget and evaluations for both", indent=False, layout=w.Layout(width="300px", margin="2px 8px 2px 80px"))
+        self.first = _Pick(atlas, lambda atlas: list(atlas.runs), *first, self.move)
+        self.second = _Pick(atlas, lambda atlas: [r.name for r in atlas.runs.values() if r.unit == self.first.charted.unit], *second, self.move)
+        for pick in (self.first, self.second): _listen(pick, self.error)
+        self.together.observe(guard(self.error, self.move), "value")
+        row = w.Layout(flex_flow="row wrap", max_width="960px")
+        rows = [w.HBox([p.run, p.kimg, p.nfe], layout=row) for p in (self.first, self.second)]
+        self.panel = w.VBox([*rows, self.together, w.HBox(self.places, layout=row), self.words, self.error])
+        self.move()
+
+def _begin(atlas, first, second):
+    "Where the two settings begin: a tuned run with one evaluation, and its rival from scratch with the same seed, budget and evaluations; without a rival, itself with two."
+    if first is None: first = (tuned(atlas)[0].name if tuned(atlas) else list(atlas.runs)[0], -1, 1)
+    run = atlas.runs[first[0]]
+    if second is None:
+        other = [r for family in rivals(atlas, run) for r in sorted(family, key=lambda r: r.facts["seed"] != run.facts["seed"])]
+        second = (other[0].name, *first[1:]) if other else (run.name, first[1], 2)
+    one_unit(run, atlas.runs[second[0]])
+    return first, second
+
+# %% ../nbs/13_explore.ipynb #89e716ee
+def _compared(self, *_):
+    "Show the two settings that the controls stand at; where they go together, the second follows the first."
+    if self.busy: return
+    self.busy, follow, (run, kimg, nfe) = True, self.together.value, self.first.now
+    name = None if self.second.charted.unit == run.unit else _begin(self.first.atlas, (run.name, kimg, nfe), None)[1][0]
+    try: self.second.refresh(self.first.atlas, *(kimg, nfe) if follow else (None, None), name)
+    finally: self.busy = False
+    for s in (self.second.kimg, self.second.nfe): s.disabled = follow
+    pairs, self.words.value = [(run, kimg, nfe), self.second.now], ""
+    a, b = (setting(*p) for p in pairs)
+    xa, xb = (strip(*p) for p in pairs)
+    words = compare_words(a, b, difference(xa, xb), [over_seeds(self.first.atlas, *p) for p in pairs])
+    self.now = dict(a=a, b=b, xa=xa, xb=xb, words=words)
+    for place, x, s in zip(self.places, (xa, xb), (a, b)): place.value = _samples(x, _named(s), say(s))
+    self.places[2].value = _samples(difference_sheet(xa[:16], xb[:16]), "<b>second − first</b><br>orange brighter, blue darker", "The difference of the two, pixel by pixel")
+    self.words.value = _readout(words)
+
+_Compare.move = _compared
+
+# %% ../nbs/13_explore.ipynb #813ba2a1
 def compare_panel(atlas, first=None, second=None):
-    "Two settings of the runs of an `Atlas` on the same noise, with their difference; `first` and `second` are (run, kimg, nfe). Show it with `show_panel`."
-    import ipywidgets as w
-    names = lambda atlas: list(atlas.runs)
-    if not atlas.runs: raise ValueError("this atlas is empty: add a run with Atlas.add(folder)")
-    places, (words, error), now = [w.HTML(layout=w.Layout(width="182px", height="222px")) for _ in range(3)], (w.HTML(), w.HTML()), {}
-    start = tuned(atlas)[0].name if tuned(atlas) else names(atlas)[0]
-    picks = []
-    def move():
-        (ra, *pa), (rb, *pb) = (p.now for p in picks)
-        words.value = ""
-        a, b, xa, xb = setting(ra, *pa), setting(rb, *pb), strip(ra, *pa), strip(rb, *pb)
-        now.update(a=a, b=b, xa=xa, xb=xb, words=compare_words(a, b, difference(xa, xb)))
-        for place, x, s in zip(places, (xa, xb), (a, b)): place.value = _samples(x, _titled(s, "Heun" if s.method == "heun" else f"{s.kimg:g} kimg").rsplit(",", 1)[0], say(s), 178)
-        places[2].value = _samples(difference_sheet(xa[:16], xb[:16]), "<b>second − first</b><br>orange brighter, blue darker", "The difference of the two, pixel by pixel", 178)
-        words.value = _readout(now["words"])
-    picks += [_Pick(atlas, names, *(at or other), move) for at, other in ((first, (start, -1, 1)), (second, (start, -1, 2)))]
-    for pick in picks: _listen(pick, error)
-    row = w.Layout(flex_flow="row wrap", max_width="960px")
-    panel = w.VBox([*(w.HBox([p.run, p.kimg, p.nfe], layout=row) for p in picks), w.HBox(places, layout=row), words, error])
-    panel.still, panel.picks = lambda: (draw_png(compare_figure(*(now[k] for k in ("a", "b", "xa", "xb")))), now["words"]), picks
-    move()
+    """Two settings of the runs of an `Atlas` on the same noise, with their difference; `first` and `second` are (run, kimg, nfe), by default a tuned run and the same training from scratch.
+    The second menu offers runs of the first one's unit only. Show it with `show_panel`."""
+    compare = _Compare(atlas, first, second)
+    panel = compare.panel
+    panel.still = lambda: (draw_png(compare_figure(*(compare.now[k] for k in ("a", "b", "xa", "xb")))), compare.now["words"])
+    panel.picks, panel.together = [compare.first, compare.second], compare.together
     return panel
 
 # %% ../nbs/13_explore.ipynb #f3a6bf32
@@ -257,7 +295,7 @@ def run_words(folder):
     words = f"{run.path.name}: {len(run.snapshots())} snapshots, {sum(isinstance(r, dict) and 'features' in r for r in run.records())} measured settings"
     return words + (f"; the newest loss is {losses[-1]['value']:.3g}, after {losses[-1]['kimg']:.4g} kimg." if losses else ".")
 
-# %% ../nbs/13_explore.ipynb #fc935296
+# %% ../nbs/13_explore.ipynb #adeb3e5b
 class _MyRun:
     def __init__(self, folder, atlas, pictures, network, n, every):
         import ipywidgets as w
@@ -269,17 +307,19 @@ class _MyRun:
         for name, act in dict(Refresh=self.refresh, Measure=self.measure, Stop=self.stop).items(): self.buttons[name].on_click(guard(self.error, lambda *_, act=act: act()))
         self.auto.observe(guard(self.error, lambda *_: self.follow()), "value")
         self.buttons["Stop"].disabled, self.buttons["Measure"].disabled = True, pictures is None or network is None
-        self._first()
+        self.look()
 
     def refresh(self):
-        "Read the folder again."
-        self.words.value = _readout(run_words(self.folder))
-        run = self.atlas.add(self.folder, f"{self.folder.name} (this run)")
-        if self.view: self.view.refresh(self.atlas)
-        else: self.view = explorer(self.atlas, run.name); self.body.children = [self.view]
+        "Read the folder again; what has not changed is not drawn anew."
+        self.words.value, name = _readout(run_words(self.folder)), f"{self.folder.name} (this run)"
+        before = self.atlas.runs.get(name)
+        run = self.atlas.add(self.folder, name)
+        if not self.view: self.view = explorer(self.atlas, run.name); self.body.children = [self.view]
+        elif run.records != before.records: self.view.refresh(self.atlas)
 
-    def _first(self):
-        try: self.refresh()
+    def look(self):
+        "As `refresh`, with what went wrong shown in the panel."
+        try: self.refresh(); self.error.value = ""
         except Exception as e: self.error.value = complaint(e)
 
 # %% ../nbs/13_explore.ipynb #1a818b43
@@ -301,7 +341,7 @@ def _measure(self):
     self.task = asyncio.get_running_loop().create_task(go())
     self.buttons["Measure"].disabled, self.buttons["Stop"].disabled = True, False
 
-# %% ../nbs/13_explore.ipynb #7612a97e
+# %% ../nbs/13_explore.ipynb #7864df9e
 def _stop(self):
     if self.task: self.task.cancel()
 
@@ -309,7 +349,7 @@ def _follow_folder(self):
     "Refresh every few seconds while the box is ticked."
     async def go():
         while self.auto.value:
-            self._first()
+            self.look()
             await asyncio.sleep(self.every)
     if self.watch: self.watch.cancel(); self.watch = None
     if self.auto.value: self.watch = asyncio.get_running_loop().create_task(go())

@@ -78,13 +78,15 @@ def features(network, pictures, batch=250):
     rows = torch.arange(len(pictures)).split(batch)
     return torch.cat([network(take(i) if weight is None else take(i).to(weight)).float().cpu() for i in rows])
 
-# %% ../nbs/16_features.ipynb #0fbd567f
+# %% ../nbs/16_features.ipynb #1b32af9f
+_SMALL = dict(fashion_mnist=(1, 28, 28), cifar10=(3, 32, 32))
+
 @functools.cache
 def small_features(name="fashion_mnist"):
-    "The kit's own feature network for Fashion-MNIST: 64 numbers a picture, the classifier's last hidden layer before its ReLU. Loaded once."
-    if name != "fashion_mnist": raise ValueError(f"there is no small feature network for {name!r}, only for 'fashion_mnist'")
-    classifier = checkpoints.load(data.find("fashion_mnist_classifier.safetensors")).to(memory_format=torch.channels_last)   # half the time on a CPU
-    return FeatureNetwork(classifier, "fashion_mnist_classifier_64", classifier.features, shape=(1, 28, 28), dim=64)
+    "The kit's own feature network for `name`, fashion_mnist or cifar10: 64 numbers a picture, the last hidden layer of a small classifier before its ReLU. Loaded once."
+    if name not in _SMALL: raise ValueError(f"there is no small feature network for {name!r}, only for {' and '.join(map(repr, _SMALL))}")
+    classifier = checkpoints.load(data.find(f"{name}_classifier.safetensors")).to(memory_format=torch.channels_last)   # half the time on a CPU
+    return FeatureNetwork(classifier, f"{name}_classifier_64", classifier.features, shape=_SMALL[name], dim=64)
 
 def random_features(channels=3, dim=64, seed=0):
     "A feature network that has learned nothing: the kit's classifier with random weights from `seed`, for pictures of any size with `channels` channels."
@@ -172,10 +174,11 @@ def dinov2(network=None, name="dinov2_vitl14", dim=1024, trust_repo=False):
     to_bytes = lambda x: (127.5 * quantise(x) + 127.5).round().byte().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
     return FeatureNetwork(network, name, lambda x: network(torch.stack([prepare(p) for p in to_bytes(x)]).to(x)), dim=dim)
 
-# %% ../nbs/16_features.ipynb #18923c38
+# %% ../nbs/16_features.ipynb #e378a2d0
 def at_hand(shape, wanted="inception", path=None):
     "The feature network `wanted` (inception, inception_clean, dinov2 or small) for pictures of `shape` (C, H, W); where it cannot be had, a warning says what to do and the kit's own is given, under its own name."
-    own = lambda: small_features() if tuple(shape) == (1, 28, 28) else random_features(shape[0])
+    known = {s: name for name, s in _SMALL.items()}
+    own = lambda: small_features(known[tuple(shape)]) if tuple(shape) in known else random_features(shape[0])
     makers = dict(inception=lambda: inception(path=path), inception_clean=lambda: inception("clean", path), dinov2=lambda: dinov2(trust_repo=False), small=own)
     if wanted not in makers: raise ValueError(f"wanted is one of {', '.join(makers)}, not {wanted!r}")
     try: return makers[wanted]()

@@ -39,10 +39,16 @@ class _Live:
 
     def say(self, name, times, k, seconds): return f"{name}: {self.n} pictures after {k} of {len(times)} evaluation{'s' * (len(times) > 1)}, at {', '.join(f'{t:g}' for t in times)}; {1000 * seconds:.0f} ms on this machine."
 
-# %% ../nbs/20_live.ipynb #764bc6be
+# %% ../nbs/20_live.ipynb #80fbadf0
 def _wide():
     import ipywidgets as w
     return dict(style=dict(description_width="76px"), layout=w.Layout(width="268px", margin="2px 8px 2px 0"))
+
+def _level_two(text, level):
+    "Whether `text` lists two noise levels of which the second is `level`, as far as three digits tell."
+    try: times = read_times(text)
+    except ValueError: return False
+    return len(times) == 2 and f"{times[1]:.3g}" == f"{level:.3g}"
 
 def live_panel(models, shape=(1, 28, 28), times=(80.0,), n=16):
     "Sample from `models` {name: f(x, t)} of pictures of `shape` at any noise levels, on this machine. Show it with `show_panel`."
@@ -55,9 +61,15 @@ def live_panel(models, shape=(1, 28, 28), times=(80.0,), n=16):
     row = w.Layout(flex_flow="row wrap", max_width="960px")
     panel = w.VBox([w.HBox([menu, text, second, seed, go, stop, bar], layout=row), picture, words, error])
     live.controls = dict(menu=menu, text=text, second=second, seed=seed, go=go, stop=stop, bar=bar, picture=picture, words=words, error=error)
-    def slid(*_): text.value = f"80, {second.value:.3g}"; _follow(live)
+    def slid(*_):
+        if not _level_two(text.value, second.value): text.value = f"80, {second.value:.3g}"
     second.observe(guard(error, slid), "value")
-    for c in (menu, text, seed): c.observe(guard(error, lambda *_: _follow(live)), "value")
+    def typed(*_):
+        times = read_times(text.value)
+        if len(times) == 2 and not _level_two(text.value, second.value) and second.base**second.min <= times[1] <= second.base**second.max: second.value = times[1]
+        _follow(live)
+    text.observe(guard(error, typed), "value")
+    for c in (menu, seed): c.observe(guard(error, lambda *_: _follow(live)), "value")
     go.on_click(guard(error, lambda *_: _start(live)))
     stop.on_click(guard(error, lambda *_: live.task and live.task.cancel()))
     panel.still, panel.live = lambda: (draw_png(images_figure(live.x, ncol=8, zoom=3)), live.words), live

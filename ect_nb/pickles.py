@@ -68,7 +68,7 @@ def _attributes(state):
     _check(type(state) is dict and all(type(k) is str for k in state), "the attributes of an object have no names")
     return dict(state)
 
-# %% ../nbs/22_pickles.ipynb #d2b76f40
+# %% ../nbs/22_pickles.ipynb #faed3bc2
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."     # how torch.save marked its files before 2020: a pickled number
 
 def _storage(machine, payload):
@@ -80,11 +80,13 @@ def _storage(machine, payload):
     for _ in range(4):
         for op, arg, _ in pickletools.genops(head):
             _check(not (isinstance(arg, int) and not 0 <= arg <= max(len(payload), 1001)) and head.tell() < 4096, "a storage in it promises more numbers than it has")
+            _check(op.name in _HEAD or op.name == "GLOBAL" and re.fullmatch(r"torch [A-Z][A-Za-z0-9]*Storage", arg), f"a storage in it asks for {op.name} {str(arg or '')[:80]}".rstrip() + ", which numbers have no need of")
     try: storage = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as e: raise Refused("a storage in it is damaged") from e          # torch.load has many ways to say so
     _check(isinstance(storage, torch.storage.TypedStorage) and storage.dtype in _TYPES, "a storage in it holds something other than numbers")
     return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage)
 
+_HEAD = set("PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINUNICODE EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 SETITEM SETITEMS APPEND APPENDS BINPUT LONG_BINPUT BINGET LONG_BINGET BINPERSID".split())
 _TYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool}
 
 # %% ../nbs/22_pickles.ipynb #4fabac10

@@ -57,14 +57,14 @@ _CIFAR = [
     Preset("t4", "the one-hour recipe in sessions of a T4", _ect(1024, accumulate=4, mapping=SigmoidMapping(q=128), ema=0.9993, snapshot_kimg=64, state_seconds=120), _EDM, "edm-cifar10-32x32-uncond-vp",
            "a T4 with 15 GB, unverified", "q = 128 in float16: three seeds of an independent run, 5.06 to 6.60 in one step and 2.67 to 2.75 in two", hours=3.5)]
 
-# %% ../nbs/12_cifar10.ipynb #d30860b9
+# %% ../nbs/12_cifar10.ipynb #50b2fe6d
 _SMALL = dict(resolution=32, channels=3, model_channels=64, channel_mult=(2, 2, 2), num_blocks=2, attention=(16,), dropout=0.1)
 _CPU = dict(resolution=32, channels=3, patch=2, model_channels=32, channel_mult=(1, 3), num_blocks=1, attention=(8,))
 _OWN = "this kit's own, after 00's recipe and bench/study.md"
 
 _FROM_SCRATCH = [
-    Preset("small", "own diffusion model, then ECT", dict(diffusion=Config.diffusion(kimg=3000, batch=256, lr=1e-3, warmup_kimg=50, precision="auto", snapshot_kimg=1000),
-           tuning=Config(kimg=1500, batch=128, lr=4e-4, decay="linear", ema=0.999, c=0.03, stages=Stages(2, every=375_000, last=5), precision="auto", snapshot_kimg=125)), _SMALL, None, "15 minutes of a data-centre GPU, unverified", _OWN),
+    Preset("small", "own diffusion model, then ECT", dict(diffusion=Config.diffusion(kimg=2400, batch=256, lr=1e-3, warmup_kimg=50, precision="auto", snapshot_kimg=800),
+           tuning=Config(kimg=1200, batch=128, lr=4e-4, decay="linear", ema=0.999, c=0.03, stages=Stages(2, every=300_000, last=5), precision="auto", snapshot_kimg=100)), _SMALL, None, "15 minutes of a data-centre GPU, unverified", _OWN),
     Preset("cpu", "the same on one core", dict(diffusion=Config.diffusion(kimg=150, batch=32, lr=1.5e-3, warmup_kimg=5, precision="auto", snapshot_kimg=30),
            tuning=Config(kimg=24, batch=16, lr=2e-3, decay="linear", ema=0.99, c=0.03, stages=Stages(3), precision="auto", snapshot_kimg=1)), _CPU, None, "an evening of one core", _OWN, times=(80.0, 2.5))]
 
@@ -126,7 +126,7 @@ def run(preset, folder, pictures=None, start=None, device=None, time_limit=None,
         if p.done < 1: return
         model = p.ema
 
-# %% ../nbs/12_cifar10.ipynb #25bcccab
+# %% ../nbs/12_cifar10.ipynb #c6ca012f
 def ledger(preset, flops):
     "What `preset` costs: a row for each phase and stage, dict(phase, stage, images, share of rows with a second pass, flops), given the `flops` of one forward pass of one picture."
     rows = []
@@ -135,9 +135,9 @@ def ledger(preset, flops):
         rows += [dict(phase=name, stage=p["stage"], images=p["images"], share=p["share"], flops=p["images"] * flops * (3 + p["share"])) for p in parts]
     return rows
 
-def ledger_table(rows, tflops, utilisation):
-    "`ledger` as an HTML table, with hours on a device of `tflops` (10¹² operations per second) used to `utilisation`."
-    hours = lambda f: f / (tflops * 1e12 * utilisation) / 3600
+def ledger_table(rows, rate):
+    "`ledger` as an HTML table, with the hours it takes at `rate` operations a second."
+    hours = lambda f: f / rate / 3600
     total = dict(phase="all", stage=None, images=sum(r["images"] for r in rows), share=None, flops=sum(r["flops"] for r in rows))
     line = lambda r: f'<tr><td>{r["phase"]}</td><td>{"" if r["stage"] is None else r["stage"]}</td><td>{r["images"]:,}</td><td>{"" if r["share"] is None else format(r["share"], ".0%")}</td><td>{r["flops"]:.2e}</td><td>{hours(r["flops"]):.2f}</td></tr>'
     return f'<table style="border-spacing:10px 1px"><tr><th>phase</th><th>stage</th><th>images</th><th>second pass</th><th>operations</th><th>hours</th></tr>{"".join(map(line, [*rows, total]))}</table>'

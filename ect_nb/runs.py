@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['RunFolder', 'lock', 'open_run', 'write_config', 'checksum', 'pack', 'unpack', 'flat', 'unflat', 'save_state',
-           'load_state', 'room']
+           'load_state', 'room', 'whole_steps', 'device_name']
 
-# %% ../nbs/14_runs.ipynb #ebbd581f
-import json, warnings, zlib
+# %% ../nbs/14_runs.ipynb #1dc9e3a3
+import json, platform, signal, threading, warnings, zlib
 from contextlib import contextmanager
 from pathlib import Path
 import torch
 from . import checkpoints
 
-# %% ../nbs/14_runs.ipynb #05a3da6f
+# %% ../nbs/14_runs.ipynb #b00110b5
 class RunFolder:
     "The files of one run under `path`."
     def __init__(self, path): self.path = Path(path)
@@ -39,6 +39,12 @@ class RunFolder:
         file = self.path / "metrics.jsonl"
         return [r for r in map(_parse, file.read_text().splitlines() if file.exists() else []) if r]
 
+    def cut(self, images):
+        "Leave out the records of more than `images` pictures, and half a line."
+        text = "".join(json.dumps(r) + "\n" for r in self.records() if round((r.get("kimg") or 0) * 1000) <= images)
+        if (file := self.path / "metrics.jsonl").exists() and file.read_text() != text: checkpoints.write_atomically(file, text.encode())
+
+# %% ../nbs/14_runs.ipynb #049156a4
 def _parse(line):
     try: return json.loads(line)
     except ValueError: return None
@@ -132,3 +138,15 @@ def room(folder):
     "Inside, an OSError from writing into `folder` becomes a RuntimeError that says what to do."
     try: yield
     except OSError as e: raise RuntimeError(f"{folder.path} cannot be written to ({e.strerror}): what was saved before is whole; make room and continue") from e
+
+# %% ../nbs/14_runs.ipynb #ce977719
+@contextmanager
+def whole_steps():
+    "Hold back Ctrl-C until the step is done; the yielded list is non-empty if it was pressed. Off the main thread nothing can be held back."
+    pressed = []
+    if threading.current_thread() is not threading.main_thread(): yield pressed; return
+    before = signal.signal(signal.SIGINT, lambda *a: pressed.append(True))
+    try: yield pressed
+    finally: signal.signal(signal.SIGINT, before)
+
+def device_name(device): return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Config', 'to_json', 'from_json', 'seed_of', 'dice', 'rows', 'learning_rate', 'update_ema', 'batch_of', 'draw',
-           'train_step', 'Progress', 'facts_of', 'device_name', 'train', 'RunFolder', 'lock', 'open_run',
-           'write_config', 'checksum', 'pack', 'unpack', 'save_state', 'load_state', 'set_precision', 'fast_precisions',
-           'residual_errors', 'choose_precision']
+           'train_step', 'Progress', 'facts_of', 'train', 'RunFolder', 'lock', 'open_run', 'write_config', 'checksum',
+           'pack', 'unpack', 'save_state', 'load_state', 'set_precision', 'fast_precisions', 'residual_errors',
+           'choose_precision', 'device_name']
 
-# %% ../nbs/06_training.ipynb #b9903fdc
-import copy, inspect, json, math, platform, signal, threading, time
+# %% ../nbs/06_training.ipynb #ec04dff9
+import copy, inspect, json, math, time
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
@@ -21,12 +21,12 @@ from . import checkpoints, losses, schedules
 from .engine import choose_precision, compile_in_place, fast_precisions, optimizer_of, residual_errors, set_precision
 from .networks import shares_dropout
 from .processes import Team, _add_up, _agree, _average_buffers, parts
-from .runs import RunFolder, checksum, flat, load_state, lock, open_run, pack, room, save_state, unflat, unpack, write_config
+from .runs import RunFolder, checksum, device_name, flat, load_state, lock, open_run, pack, room, save_state, unflat, unpack, whole_steps, write_config
 from .schedules import LogNormal, SigmoidMapping, Stages
 
-# %% ../nbs/06_training.ipynb #51021e7f
+# %% ../nbs/06_training.ipynb #e7fd8f6a
 _all_ = ["RunFolder", "lock", "open_run", "write_config", "checksum", "pack", "unpack", "save_state", "load_state",
-         "set_precision", "fast_precisions", "residual_errors", "choose_precision"]      # offered here too
+         "set_precision", "fast_precisions", "residual_errors", "choose_precision", "device_name"]      # offered here too
 
 # %% ../nbs/06_training.ipynb #2646f2f1
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def update_ema(ema, model, beta):
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - beta)
     for a, b in zip(ema.buffers(), model.buffers()): a.copy_(b)
 
-# %% ../nbs/06_training.ipynb #408e76fd
+# %% ../nbs/06_training.ipynb #8c6a7dd7
 def batch_of(data, index):
     store = getattr(data, "images", data)
     index = losses._to(index, store, torch.int64)
@@ -117,6 +117,7 @@ def draw(config, data, step, stage, device, mine=slice(None)):
     r = config.mapping(t, stage) if config.mapping else torch.zeros_like(t)
     return x0, t[mine], r[mine], torch.randn(B, *x0.shape[1:], device=device, generator=dice(seed, "noise", step, device))[mine]
 
+# %% ../nbs/06_training.ipynb #1e978976
 def _labels(model, data, index, like):
     "One-hot labels for a network that asks for them, on the device of `like`; else nothing."
     classes = next((m.config["label_dim"] for m in model.modules() if isinstance(getattr(m, "config", None), dict) and m.config.get("label_dim")), 0)
@@ -127,7 +128,7 @@ def _weight(config, model):
     weight = losses.WEIGHTS[config.weight]
     return (lambda t, r: weight(t, r, getattr(model, "sigma_data", 0.5))) if config.weight == "edm" else weight
 
-# %% ../nbs/06_training.ipynb #7bdab1ca
+# %% ../nbs/06_training.ipynb #36a31a89
 @contextmanager
 def _own_dice(model, seed, device):
     "For a network with randomness of another kind: seed the global generators for this step, and put them back."
@@ -138,6 +139,7 @@ def _own_dice(model, seed, device):
             torch.manual_seed(seed)
             yield
 
+# %% ../nbs/06_training.ipynb #42b66a9a
 def _backward(config, model, scaler, data, step, stage, device, team):
     "The gradients of the own parts of the batch; returns their share of the mean loss."
     mine, total = parts(config.batch, config.accumulate, team.index, team.n), 0.0
@@ -184,24 +186,13 @@ class Progress:
     @property
     def done(self): return self.images / self.total
 
-# %% ../nbs/06_training.ipynb #84e00e7f
-@contextmanager
-def _whole_steps():
-    "Hold back Ctrl-C until the step is done; the yielded list is non-empty if it was pressed. Off the main thread nothing can be held back."
-    pressed = []
-    if threading.current_thread() is not threading.main_thread(): yield pressed; return
-    before = signal.signal(signal.SIGINT, lambda *a: pressed.append(True))
-    try: yield pressed
-    finally: signal.signal(signal.SIGINT, before)
-
+# %% ../nbs/06_training.ipynb #9102f9c9
 def facts_of(config, model, data):
     "What makes a run the run it is: settings, starting weights, pictures, network."
     pictures = dict(name=getattr(data, "name", "tensor"), n=len(data), checksum=getattr(data, "checksum", None) or checksum(dict(x=data)))
     return dict(format=1, config=json.loads(json.dumps(to_json(config))), init=checksum(model.state_dict()), data=pictures, network=checkpoints.describe(model), software=f"torch {torch.__version__}")
 
-def device_name(device): return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
-
-# %% ../nbs/06_training.ipynb #f8a8e963
+# %% ../nbs/06_training.ipynb #82b979b2
 @dataclass
 class _Run:
     config: Config
@@ -224,6 +215,7 @@ class _Run:
     @property
     def steps(self): return math.ceil(self.config.kimg * 1000 / self.config.batch)
 
+# %% ../nbs/06_training.ipynb #c3776ee7
 def _begin(model, data, config, folder, device, team):
     if config.channels_last: model = model.to(memory_format=torch.channels_last)
     ema, optimizer = copy.deepcopy(model).eval().requires_grad_(False), optimizer_of(config.optimizer, model.parameters(), device, lr=config.lr, betas=config.betas)
@@ -233,7 +225,7 @@ def _begin(model, data, config, folder, device, team):
 
 def _scaler(device, precision): return torch.amp.GradScaler(device.type, enabled=precision == "float16")
 
-# %% ../nbs/06_training.ipynb #da06f719
+# %% ../nbs/06_training.ipynb #c86c8325
 def _enter(run, stage):
     "Take up `stage`: choose the arithmetic (once; a continued run keeps what was chosen) and write the choice into config.json."
     c, key = run.config, str(stage)
@@ -243,6 +235,7 @@ def _enter(run, stage):
     if precision != run.precision: run.scaler = _scaler(run.device, precision)
     run.stage, run.precision = stage, precision
 
+# %% ../nbs/06_training.ipynb #75e369de
 def _choose(run, stage):
     "The choices so far, and the one for `stage`."
     x0, t, r, eps = draw(run.config, run.data, run.step, stage, run.device, slice(64))
@@ -263,7 +256,7 @@ def _advance(run):
     run.seconds += time.perf_counter() - started
     return loss
 
-# %% ../nbs/06_training.ipynb #563e3415
+# %% ../nbs/06_training.ipynb #348467d2
 def _save(run):
     _check(run)
     tensors = pack(model=run.model.state_dict(), ema=run.ema.state_dict(), optimizer=flat(run.optimizer), window=dict(loss=run.window))
@@ -271,23 +264,19 @@ def _save(run):
     save_state(run.folder, tensors, step=run.step, seconds=run.seconds, stage=run.stage, precision=run.precision, chosen=run.chosen, scaler=run.scaler.state_dict())
     run.saved_step, run.saved_at = run.step, time.monotonic()
 
+# %% ../nbs/06_training.ipynb #515eb759
 def _restore(run, facts):
     found = []
     was = run.team.lead(_open, run, facts, found)
     if was and not run.team.leads: found = [load_state(run.folder)]
     if was and (found[0] or (0, 0))[1] != was: raise RuntimeError(f"process {run.team.index} does not find the state of step {was['step']} in {run.folder.path}: all processes must see the same folder")
     if was: _take_up(run, *found[0])
-    if run.team.leads: _cut_records(run)
+    if run.team.leads: run.folder.cut(run.images)                                   # later records will be measured again
 
 def _open(run, facts, found):
     open_run(run.folder, facts, defaults=json.loads(json.dumps(to_json(Config()))))
     found.append(load_state(run.folder))
     return found[0] and found[0][1]
-
-def _cut_records(run):
-    records = [r for r in run.folder.records() if round((r.get("kimg") or 0) * 1000) <= run.images]      # later ones will be measured again
-    text = "".join(json.dumps(r) + "\n" for r in records)
-    if (file := run.folder.path / "metrics.jsonl").exists() and file.read_text() != text: checkpoints.write_atomically(file, text.encode())
 
 def _take_up(run, tensors, was):
     run.model.load_state_dict(unpack(tensors, "model")); run.ema.load_state_dict(unpack(tensors, "ema"))
@@ -371,16 +360,16 @@ def _validate_parts(model, data):
     if not hasattr(data, "batch") and not (torch.is_tensor(data) and data.is_floating_point()): raise ValueError("data must be Pictures or a float tensor (N, …) scaled to [-1, 1]")
     if not len(data): raise ValueError("data is empty: there is nothing to train on")
 
-# %% ../nbs/06_training.ipynb #5a65be86
+# %% ../nbs/06_training.ipynb #927a70be
 def _steps(run, facts, time_limit):
     tf32, began, team = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32), time.monotonic(), run.team
     with ExitStack() as stack:
         if run.folder: team.lead(lambda: (stack.enter_context(lock(run.folder)), None)[1]); _restore(run, facts)
         finished = run.step >= run.steps
-        pressed = stack.enter_context(_whole_steps()) if team.n > 1 else []             # several must stop together: nobody leaves between steps
+        pressed = stack.enter_context(whole_steps()) if team.n > 1 else []             # several must stop together: nobody leaves between steps
         try:
             while run.step < run.steps:
-                with _whole_steps() if team.n == 1 else nullcontext(pressed) as pressed:
+                with whole_steps() if team.n == 1 else nullcontext(pressed) as pressed:
                     loss = _advance(run)
                     if run.folder: _keep(run)
                     run.whole = run.error is None
@@ -399,6 +388,7 @@ def _steps(run, facts, time_limit):
 def _raise(error):
     if error: raise error
 
+# %% ../nbs/06_training.ipynb #059b7ce4
 def _progress(run, loss):
     lr = learning_rate(run.config, run.images - run.config.batch)
     return Progress(run.step, run.images, run.steps * run.config.batch, run.stage, lr, run.precision, run.seconds, loss, run.model, run.ema, run.folder)

@@ -7,7 +7,7 @@ import nbformat, pytest, torch
 from nbformat.v4 import new_code_cell, new_notebook
 from ect_nb.analytic import GaussianMixture
 from ect_nb.explore import Atlas
-from ect_nb.tradeoff import budgets, curve, say, setting, tuned, walk_of
+from ect_nb.tradeoff import budgets, curve, over_seeds, ranging, rivals, say, setting, tuned, walk_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT/"out"/"browser"
@@ -53,7 +53,9 @@ show_panel(tuning_panel(tuning))""",
 """from ect_nb.explore import Atlas, compare_panel, explorer, live_panel, planner
 atlas = Atlas.load()
 show_panel(explorer(atlas))""",
-"show_panel(compare_panel(atlas))", "show_panel(live_panel({'untrained': start}))", "show_panel(planner(atlas))"]
+"show_panel(compare_panel(atlas))", "show_panel(live_panel({'untrained': start, 'blank': lambda x, t: 0 * x}))", "show_panel(planner(atlas))",
+"""from ect_nb.explore import my_run
+show_panel(my_run("growing", atlas))"""]
 
 # What it takes: Chromium, JupyterLab, one page
 
@@ -87,12 +89,12 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    "The address of JupyterLab with its token in it."
+    "The address of JupyterLab with its token in it, and the folder in which its notebook stands."
     home = tmp_path_factory.mktemp("lab")
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={free_port()}",
                f"--ServerApp.root_dir={home/'work'}", "--LabApp.extension_manager=readonly"]
     with (home/"log.txt").open("w") as log: server = subprocess.Popen(command, env=furnish(home), cwd=home, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    try: yield address(home, server)
+    try: yield address(home, server), home/"work"
     finally: stop(server)
 
 def address(home, server):
@@ -119,7 +121,7 @@ def page(request):
     "The notebook in the browser, all cells run; `page.heard` is what the page complained of and whom it asked."
     path = chromium()
     from playwright.sync_api import expect, sync_playwright
-    url = request.getfixturevalue("lab")
+    url, folder = request.getfixturevalue("lab")
     expect.set_options(timeout=WAIT * 1000)
     shutil.rmtree(PICTURES, ignore_errors=True); PICTURES.mkdir(parents=True)
     with sync_playwright() as p:
@@ -131,7 +133,7 @@ def page(request):
             page.on("console", lambda m: page.heard.append((m.type, m.text)))
             page.on("pageerror", lambda e: page.heard.append(("error", str(e))))
             page.on("request", lambda r: page.heard.append(("request", r.url)))
-            page.lab = url
+            page.lab, page.folder = url, folder
             page.goto(url)
             try: run_all(page)
             except BaseException: page.screenshot(path=PICTURES/"failed.png"); raise
@@ -145,15 +147,15 @@ def run_all(page):
     failed = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
     page.locator(".jp-InputPrompt").get_by_text(f"[{len(CELLS)}]:").or_(failed).wait_for()
     assert not failed.count(), failed.inner_text()
-    for i in (FLOW, TUNING, EXPLORER, COMPARE, LIVE, PLANNER): cell(page, i).locator(".ect-readout").wait_for()
+    for i in (FLOW, TUNING, EXPLORER, COMPARE, LIVE, PLANNER, MINE): cell(page, i).locator(".ect-readout").wait_for()
 
 # A reader's hands and eyes
 
-FLOW, TUNING, STATE, BREAK, EXPLORER, COMPARE, LIVE, PLANNER = range(8)
+FLOW, TUNING, STATE, BREAK, EXPLORER, COMPARE, LIVE, PLANNER, MINE = range(9)
 
 def cell(page, i): return page.locator(".jp-CodeCell").nth(i)
 def panel(page, i): return cell(page, i).locator(".jp-OutputArea-output > .widget-vbox")
-def readout(page, i): return cell(page, i).locator(".ect-readout").inner_text()
+def readout(page, i): return cell(page, i).locator(".ect-readout").last.inner_text()
 def button(page, name): return panel(page, TUNING).get_by_role("button", name=name, exact=True)
 def alert(page, i): return panel(page, i).get_by_role("alert")
 def picture(page, i): return panel(page, i).get_by_role("img")
@@ -179,9 +181,9 @@ INK = """i => {
     return 4 * n / p.length;
 }"""
 
-def press(page, name, *keys, of=FLOW):
-    "Press `keys` on the slider called `name`, which must not lose the focus to the notebook."
-    slider = panel(page, of).locator(".widget-slider").filter(has=page.get_by_text(name, exact=True)).get_by_role("slider")
+def press(page, name, *keys, of=FLOW, nth=0):
+    "Press `keys` on the slider called `name` (the `nth` of that name), which must not lose the focus to the notebook."
+    slider = panel(page, of).locator(".widget-slider").filter(has=page.get_by_text(name, exact=True)).nth(nth).get_by_role("slider")
     for key in keys:
         slider.press(key)
         assert slider.evaluate("e => e === document.activeElement"), f"{key} moved the focus away from slider {name}"
@@ -310,10 +312,12 @@ def test_tuning_error(page):
     button(page, "Start").click(); rises(page, 0); pause(page)
     assert not alert(page, TUNING).count()
 
-def seen_setting(page, s, side=0):
+def choose(page, i, name, nth=0): panel(page, i).locator("select").nth(nth).select_option(label=name)
+
+def seen_setting(page, s, side=0, of=EXPLORER):
     "Wait until the explorer shows the `Setting` s on the left (0) or as Heun's (1), in words and as a picture that says so."
-    until(page, lambda: say(s) in readout(page, EXPLORER), lambda: f"{readout(page, EXPLORER)!r} where {say(s)!r} is right")
-    grid = panel(page, EXPLORER).get_by_role("img").nth(side)
+    until(page, lambda: say(s) in readout(page, of), lambda: f"{readout(page, of)!r} where {say(s)!r} is right")
+    grid = panel(page, of).get_by_role("img").nth(side)
     until(page, lambda: grid.get_attribute("alt").endswith(say(s)), lambda: grid.get_attribute("alt"))
 
 def test_explorer(page):
@@ -341,6 +345,11 @@ def test_explorer(page):
     page.mouse.down(); page.mouse.up()
     seen_setting(page, setting(run, kimgs[-1], nfes[0]))
     page.mouse.move(5, 5)
+    for other in (*atlas.family(run)[1:], *rivals(atlas, run)[0], run):
+        choose(page, EXPLORER, other.name)
+        seen_setting(page, setting(other, kimgs[-1], nfes[0]))
+        until(page, lambda: ranging(over_seeds(atlas, other, kimgs[-1], nfes[0])) in readout(page, EXPLORER), lambda: readout(page, EXPLORER))
+        if other.facts["init"] == "scratch": panel(page, EXPLORER).screenshot(path=PICTURES/"explorer-scratch.png")
     assert place() == before and not alert(page, EXPLORER).count()
 
 def hover(page, run, kimg, nfe):
@@ -351,17 +360,34 @@ def hover(page, run, kimg, nfe):
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
 
 def test_compare(page):
-    "Both settings by keyboard; the sentence has the records' numbers, the pictures their words."
-    run = tuned(Atlas.load())[0]
+    "ECT beside training from scratch, both by the first two sliders; then apart, every slider from end to end: the sentence has the records' numbers, and nothing jumps."
+    atlas = Atlas.load()
+    run = tuned(atlas)[0]
+    other = rivals(atlas, run)[0][0]
     first, last = (run.points[i] for i in (0, -1))
     cell(page, COMPARE).scroll_into_view_if_needed()
-    sliders = panel(page, COMPARE).locator(".widget-slider").get_by_role("slider")
-    for i in range(4): sliders.nth(i).press("Home" if i < 2 else "End")
-    until(page, lambda: readout(page, COMPARE).startswith(f"{say(setting(run, *first))}. {say(setting(run, *last))}."), lambda: readout(page, COMPARE))
-    assert panel(page, COMPARE).get_by_role("img").count() == 3 and not alert(page, COMPARE).count()
+    says = lambda a, b: until(page, lambda: readout(page, COMPARE).startswith(f"{say(a)}. {say(b)}."), lambda: f"{readout(page, COMPARE)!r} where {say(a)}. {say(b)} is right")
+    place = lambda: {k: panel(page, COMPARE).bounding_box()[k] for k in ("width", "height")}
+    before = place()
+    for key, at in (("Home", first), ("End", last)):
+        for name in ("kimg", "evaluations"): press(page, name, key, of=COMPARE)
+        says(setting(run, *at), setting(other, *at))
+        assert f"The first has {ranging(over_seeds(atlas, run, *at))}" in readout(page, COMPARE)
+    assert place() == before
+    panel(page, COMPARE).get_by_role("checkbox").click()
+    until(page, lambda: not panel(page, COMPARE).locator(".widget-slider [disabled]").count(), lambda: "sliders that do not move")
+    for name in ("kimg", "evaluations"): press(page, name, "Home", of=COMPARE, nth=1)
+    says(setting(run, *last), setting(other, *first))
+    for name, key in (("kimg", "ArrowRight"), ("evaluations", "ArrowUp")): press(page, name, key, of=COMPARE, nth=1)
+    kimgs, nfes = (sorted({p[i] for p in other.points}) for i in (0, 1))
+    says(setting(run, *last), setting(other, kimgs[1], nfes[1]))
+    choose(page, COMPARE, run.name, 1); says(setting(run, *last), setting(run, kimgs[1], nfes[1]))
+    choose(page, COMPARE, other.name, 1)
+    panel(page, COMPARE).get_by_role("checkbox").click(); says(setting(run, *last), setting(other, *last))
+    assert panel(page, COMPARE).get_by_role("img").count() == 3 and not alert(page, COMPARE).count() and place() == before
 
 def test_live(page):
-    "The second level by keyboard; a list that falls not is refused, a long one waits for the button."
+    "Both sliders by keyboard, the other model; a list that falls not is refused, a long one waits for the button and can be stopped."
     cell(page, LIVE).scroll_into_view_if_needed()
     press(page, "level 2", "Home", of=LIVE)
     until(page, lambda: "after 2 of 2 evaluations, at 80, 0.1;" in readout(page, LIVE), lambda: readout(page, LIVE))
@@ -373,6 +399,64 @@ def test_live(page):
     panel(page, LIVE).get_by_role("button", name="Sample", exact=True).click()
     until(page, lambda: "after 3 of 3" in readout(page, LIVE), lambda: readout(page, LIVE))
     drawn(page, LIVE)
+    press(page, "noise", "End", of=LIVE); press(page, "level 2", "End", of=LIVE)
+    until(page, lambda: "untrained: 16 pictures after 2 of 2 evaluations, at 80, 63.1;" in readout(page, LIVE), lambda: readout(page, LIVE))
+    shown = picture(page, LIVE).get_attribute("src")
+    press(page, "noise", "Home", of=LIVE)
+    until(page, lambda: picture(page, LIVE).get_attribute("src") != shown, lambda: "the picture of the other noise")
+    choose(page, LIVE, "blank")
+    until(page, lambda: readout(page, LIVE).startswith("blank: 16 pictures after 2 of 2"), lambda: readout(page, LIVE))
+    choose(page, LIVE, "untrained")
+    levels.fill(", ".join(str(80 - k / 10) for k in range(400))); levels.press("Enter")
+    until(page, lambda: "400 evaluations: press Sample" in readout(page, LIVE), lambda: readout(page, LIVE))
+    panel(page, LIVE).get_by_role("button", name="Sample", exact=True).click()
+    until(page, lambda: " of 400" in readout(page, LIVE), lambda: readout(page, LIVE))
+    panel(page, LIVE).get_by_role("button", name="Stop", exact=True).click()
+    until(page, lambda: panel(page, LIVE).get_by_role("button", name="Stop", exact=True).is_disabled(), lambda: "a run that goes on")
+    assert 0 < int(re.search(r"after (\d+) of 400", readout(page, LIVE))[1]) < 400 and not alert(page, LIVE).count()
+    levels.fill("80, 2.5"); levels.press("Enter")
+    until(page, lambda: "after 2 of 2" in readout(page, LIVE), lambda: readout(page, LIVE))
+    second = panel(page, LIVE).locator(".widget-slider").filter(has=page.get_by_text("level 2", exact=True)).locator(".widget-readout")
+    until(page, lambda: second.inner_text() in ("2.5", "2.50"), second.inner_text)            # the slider goes along
+    assert levels.input_value() == "80, 2.5"
+
+def grow(folder, run, points):
+    "Lay the records and strips of a recorded `run` into `folder`, as a training and its survey would."
+    from ect_nb.atlas import _png, _strip
+    from ect_nb.runs import RunFolder
+    mine = RunFolder(folder)
+    for p in points:
+        (folder/"samples").mkdir(parents=True, exist_ok=True)
+        _strip(mine, *p).write_bytes(_png(run.pictures(*p)))
+        mine.record(**run.record(*p) | dict(run=folder.name, init="mine"))
+
+def test_my_run_grows_under_the_eyes(page):
+    "From no folder to a loss, to a first setting, to all of them, while `every 5 s` is ticked; the reader stays where she stood, and her sliders reach what is new."
+    from dataclasses import replace
+    run = tuned(Atlas.load())[0]
+    kimgs, nfes = budgets(run), sorted({n for _, n in run.points})
+    mine = lambda *p: replace(setting(run, *p), run="growing (this run)")
+    cell(page, MINE).scroll_into_view_if_needed()
+    assert "no folder growing yet" in readout(page, MINE) and "no measurement" in alert(page, MINE).inner_text()
+    panel(page, MINE).get_by_role("checkbox").click()
+    (page.folder/"growing").mkdir()
+    (page.folder/"growing"/"metrics.jsonl").write_text('{"run": "growing", "metric": "loss", "value": 3.0, "kimg": 0.5}\n')
+    until(page, lambda: "newest loss is 3, after 0.5 kimg" in readout(page, MINE), lambda: readout(page, MINE))
+    grow(page.folder/"growing", run, [(kimgs[0], nfes[0])])
+    seen_setting(page, mine(kimgs[0], nfes[0]), of=MINE)
+    assert not alert(page, MINE).count()
+    height = panel(page, MINE).bounding_box()["height"]
+    grow(page.folder/"growing", run, [p for p in run.points if p != (kimgs[0], nfes[0])])
+    first = panel(page, MINE).locator(".ect-readout").first
+    until(page, lambda: f"{len(run.points)} measured settings" in first.inner_text(), first.inner_text)
+    seen_setting(page, mine(kimgs[0], nfes[0]), of=MINE)
+    for k in kimgs[1:]: press(page, "kimg", "ArrowRight", of=MINE); seen_setting(page, mine(k, nfes[0]), of=MINE)
+    for n in nfes[1:]: press(page, "evaluations", "ArrowUp", of=MINE); seen_setting(page, mine(kimgs[-1], n), of=MINE)
+    panel(page, MINE).get_by_role("checkbox").click()
+    choose(page, MINE, run.name); seen_setting(page, setting(run, kimgs[-1], nfes[-1]), of=MINE)
+    choose(page, MINE, "growing (this run)"); seen_setting(page, mine(kimgs[-1], nfes[-1]), of=MINE)
+    panel(page, MINE).get_by_role("button", name="Refresh", exact=True).click()
+    assert panel(page, MINE).bounding_box()["height"] == height and not alert(page, MINE).count()
 
 def test_planner(page):
     "Hours by keyboard from end to end, another device, more evaluations: the sentence is the plan's."
@@ -393,7 +477,7 @@ def test_explorer_layout(page, width):
     page.set_viewport_size(dict(width=width if width > 700 else 1280, height=1400))
     output = cell(page, EXPLORER).locator(".jp-OutputArea-output")
     if width == 700: page.set_viewport_size(dict(width=int(1280 - output.bounding_box()["width"] + 700), height=1400))
-    for i, name in ((EXPLORER, "explorer"), (COMPARE, "compare"), (LIVE, "live"), (PLANNER, "planner")):
+    for i, name in ((EXPLORER, "explorer"), (COMPARE, "compare"), (LIVE, "live"), (PLANNER, "planner"), (MINE, "my-run")):
         cell(page, i).scroll_into_view_if_needed()
         page.wait_for_timeout(300)
         panel(page, i).screenshot(path=PICTURES/f"{name}-{width}.png")

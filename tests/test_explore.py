@@ -405,12 +405,91 @@ def test_compare_panel_at_every_setting(atlas):
     panel.picks[1].nfe.value = 2
     assert "overlap" in readout(panel) and panel.still()[0].startswith(b"\x89PNG")
 
-def test_runs_on_other_data_are_a_sentence(atlas, tmp_path):
-    from ect_nb.atlas import _png, _strip
+def test_pictures_of_other_shapes_are_a_sentence(atlas, tmp_path):
     atlas.add(lay(tmp_path/"colour", VALUES, channels=3))
     panel = explore.compare_panel(atlas)
     panel.picks[1].run.value = "colour"
     assert "choose runs on the same data" in alert(panel)
+
+# Seeds, starts, and other data
+
+@pytest.fixture
+def seeds(atlas, tmp_path):
+    "The atlas with two more seeds of `tuned`, and two runs from scratch; one seed was not measured everywhere."
+    atlas.add(lay(tmp_path/"tuned1", {k: 1.2 * v for k, v in VALUES.items()}, train_seed=1))
+    atlas.add(lay(tmp_path/"tuned2", {k: 0.8 * v for k, v in VALUES.items() if k != (16, 2)}, train_seed=2))
+    for seed, factor in ((0, 3), (1, 4)): atlas.add(lay(tmp_path/f"scratch{seed}", {k: factor * v for k, v in VALUES.items()}, train_seed=seed, init="scratch"))
+    return atlas
+
+def test_a_family_differs_in_the_seed_alone(seeds, tmp_path):
+    import json
+    names = lambda family: [r.name for r in family]
+    assert [names(f) for f in seeds.families()] == [["tuned", "tuned1", "tuned2"], ["walked"], ["scratch0", "scratch1"]]
+    for i, other in enumerate((dict(features="toy_3"), dict(metric="FD2"), dict(data="else"), dict(n_samples=100), dict(network="UNet"), dict(parameters=4), dict(init="other"), dict(method="else"))):
+        stranger = seeds.add(lay(tmp_path/f"stranger{i}", VALUES, **dict(train_seed=9) | other))
+        assert names(seeds.family(stranger)) == [stranger.name], other
+    for name, lr in (("hot", 2.0), ("hotter", 3.0), ("hot too", 2.0)):
+        folder = lay(tmp_path/name, VALUES, train_seed=5)
+        (folder/"config.json").write_text(json.dumps(dict(config=dict(lr=lr, seed=len(name)))))
+        seeds.add(folder)
+    assert sorted(names(seeds.family(seeds.runs["hot"]))) == ["hot", "hot too"]
+    assert names(seeds.family(seeds.runs["tuned"])) == ["tuned", "tuned1", "tuned2"]
+
+def test_the_explorer_shows_every_seed(seeds):
+    panel = explorer(seeds, kimg=4, nfe=1)
+    assert "(40.0 to 60.0 over 3 seeds)" in readout(panel) and "40.0 to 60.0 over 3 seeds" in panel.still()[1]
+    others = panel.state.curves.figure.data[-1]
+    assert others.name == "other seeds" and list(others.x) == [1, 2, None, 1, 2, None] and [y and round(y, 6) for y in others.y] == [60, 36, None, 40, 24, None]
+    controls(panel)["kimg"].value = 16
+    controls(panel)["evaluations"].value = 2
+    assert "(24.0 to 28.8 over 2 seeds)" in readout(panel) and alert(panel) is None
+    controls(panel)["run"].value = "scratch1"
+    assert "(72.0 to 96.0 over 2 seeds)" in readout(panel) and list(others.y) != list(panel.state.curves.figure.data[-1].y) == [75, 72, None]
+
+def test_the_picture_of_two_starts_holds_every_record(seeds):
+    families = [seeds.family(seeds.runs["tuned"]), *explore.rivals(seeds, seeds.runs["tuned"])]
+    assert [[r.name for r in f] for f in families] == [["tuned", "tuned1", "tuned2"], ["scratch0", "scratch1"]]
+    fig = explore.start_figure(families, seeds.runs["walked"])
+    assert [ax.get_title() for ax in fig.axes] == ["1 evaluation", "2 evaluations"]
+    for ax, nfe in zip(fig.axes, (1, 2)):
+        drawn = [list(zip(*line.get_data())) for line in ax.get_lines() if line.get_marker() in ("o", "s")]
+        assert drawn == [[(k, r.record(k, nfe)["value"]) for k in (1, 4, 16) if (k, nfe) in r.points] for f in families for r in f]
+        assert {round(float(y), 6) for line in ax.get_lines() if line.get_linestyle() == "--" for y in line.get_ydata()} == {12.5}
+    assert all(line.get_markerfacecolor() != "none" for ax in fig.axes for line in ax.get_lines())          # hollow marks are for what others published
+
+def test_compare_begins_with_ect_against_scratch_and_moves_both(seeds):
+    panel = explore.compare_panel(seeds)
+    first, second = panel.picks
+    assert (first.run.value, second.run.value) == ("tuned", "scratch0") and panel.together.value and second.kimg.disabled and second.nfe.disabled
+    assert "The first has 20.0 to 30.0 over 3 seeds, the second 75.0 to 100.0 over 2 seeds." in readout(panel)
+    for kimg, nfe in VALUES:
+        first.kimg.value, first.nfe.value = kimg, nfe
+        assert (second.kimg.value, second.nfe.value) == (kimg, nfe) and f"scratch0 after {kimg} kimg, {nfe} evaluation" in readout(panel) and alert(panel) is None
+    panel.together.value = False
+    second.kimg.value = 1
+    assert (first.kimg.value, second.kimg.value) == (16, 1) and not second.kimg.disabled
+    panel.together.value = True
+    assert second.kimg.value == 16 and explore.compare_panel(seeds, ("scratch1", 1, 2)).picks[1].run.value == "tuned1"
+
+def test_data_sets_never_share_an_axis(seeds, tmp_path):
+    "Another data set, larger pictures in colour, in other features; and the first data in other features."
+    other = dict(data="birds", features="birds_8", channels=3)
+    seeds.add(lay(tmp_path/"birds0", {(2, 1): 7.0, (8, 1): 5.0}, **other)); seeds.add(lay(tmp_path/"birds1", {(2, 1): 6.0, (8, 1): 4.0}, train_seed=1, **other))
+    seeds.add(lay(tmp_path/"birds-walk", {(0, 5): 3.0}, "heun", **other)); seeds.add(lay(tmp_path/"again", VALUES, features="toy_9"))
+    panel = explorer(seeds)
+    numbers = lambda: {s[3] for t in panel.state.curves.figure.data for s in (t.customdata if t.customdata is not None else ())} | {round(float(y), 3) for t in panel.state.curves.figure.data for y in (t.y if t.y is not None else ()) if y}
+    controls(panel)["run"].value = "birds1"
+    assert numbers() <= {7.0, 6.0, 5.0, 4.0, 3.0} and "Heun" in readout(panel) and "birds_8" in panel.state.table.value and "toy_2" not in panel.state.table.value
+    assert list(controls(panel)["kimg"].options) == [("2", 2), ("8", 8)] and alert(panel) is None
+    controls(panel)["run"].value = "again"
+    assert numbers() == set(VALUES.values()) and "Nobody has walked" in readout(panel)
+    compare = explore.compare_panel(seeds)
+    assert not {"birds0", "birds1", "again"} & set(compare.picks[1].run.options)
+    compare.picks[0].run.value = "birds0"
+    assert list(compare.picks[1].run.options) == ["birds0", "birds1", "birds-walk"] and alert(compare) is None and "birds" in readout(compare)
+    for a, b in (("tuned", "birds0"), ("tuned", "again")):
+        for draw in (lambda: explore.start_figure([[seeds.runs[a]], [seeds.runs[b]]]), lambda: explore.compare_panel(seeds, (a, 4, 1), (b, 4, 1)), lambda: explore.start_figure([[seeds.runs[a]]], seeds.runs[b])):
+            with pytest.raises(ValueError, match="different units"): draw()
 
 # A run that grows
 
@@ -508,12 +587,62 @@ def test_expected_between_two_records_by_hand(atlas, tmp_path):
     assert explore.expected(atlas, "toy", 1, 4)[:3] == pytest.approx((75.0, 45.0, 110.0)) and "2 runs" in explore.expected(atlas, "toy", 1, 4)[3]
     atlas.add(lay(tmp_path/"scratch", {k: 9 * v for k, v in VALUES.items()}, init="scratch"))
     assert explore.expected(atlas, "toy", 1, 4)[0] == pytest.approx(75.0)
-    assert explore.expected(atlas, "toy", 8, 4)[0] is None and "nobody" in explore.expected(atlas, "toy", 8, 4)[3]
+    assert explore.expected(atlas, "toy", 8, 4)[0] is None and "no record" in explore.expected(atlas, "toy", 8, 4)[3]
 
 def test_published_numbers_keep_their_name(atlas):
     value, low, high, words = explore.expected(atlas, "cifar10", 2, 12800)
     assert value == pytest.approx(2.20) and "published" in words and low <= value <= high
     assert explore.expected(atlas, "cifar10", 1, 500)[0] is None
+
+def test_logs_of_others_stand_beside_the_paper(atlas):
+    from ect_nb.planner import LOGS
+    value, low, high, words = explore.expected(atlas, "cifar10", 2, 1024)
+    assert (low, high) == (2.67, 2.77) and low <= 2.73 <= high and low < value < high and "logged" in words     # the paper's 2.73, three seeds and a log of 1,000 kimg
+    value, low, high, words = explore.expected(atlas, "cifar10", 2, 5000)
+    assert 2.20 < value < 2.45 and (low, high) == (2.20, 2.45) and "no row lies between" in words                # its neighbours are another recipe's
+    assert explore.expected(atlas, "cifar10", 1, 1024)[1:3] == (5.06, 7.89)
+    assert all(explore.expected(atlas, "cifar10", nfe, kimg)[0] is None for nfe in (1, 2) for kimg in (10, 256, 499, 60_000)) and all(l["low"] <= l["high"] for l in LOGS)
+
+def test_records_of_a_small_network_are_not_lent_to_the_large_one(atlas, tmp_path):
+    "A run of CIFAR-10 with few parameters leaves what is said of the released network as it was."
+    before = explore.expected(atlas, "cifar10", 2, 1500)
+    run = atlas.add(lay(tmp_path/"small", VALUES))
+    run.facts["data"] = "cifar10"
+    for r in run.records: r["data"] = "cifar10"
+    assert explore.expected(atlas, "cifar10", 2, 1500) == before and explore.expected(atlas, "cifar10", 1, 4)[0] is None
+    for r in run.records: r["parameters"] = 55_732_739
+    assert explore.expected(atlas, "cifar10", 1, 4)[0] is not None
+
+@pytest.mark.parametrize("kimg", [1, 99, 300, 499, 500, 1024, 2999, 3000, 12_800, 25_600, 51_200, 200_000])
+@pytest.mark.parametrize("device", ["A100", "T4", "CPU, two cores"])
+def test_every_command_of_the_planner_is_one_that_recipes_take(kimg, device):
+    "The shell's own parser reads it, the preset exists, and the scaled run is as long as the budget where the name is that of a staged one."
+    from ect_nb.recipes import PRESETS, _arguments, _settings, scaled
+    words = explore.preset("cifar10", kimg, device)
+    for command in re.findall(r"python -m ect_nb.recipes (.*?)(?:;|$)", words):
+        a = _arguments().parse_args(command.split())
+        p = scaled(PRESETS[a.preset], a.scale, **_settings(a.set))
+        if a.preset.startswith("iterations"): assert 0.9 < p.kimg / kimg < 1.1
+        c = list(p.phases.values())[-1]
+        if a.preset != "cpu": assert c.ema ** (1000 * c.kimg / c.batch) < 0.02            # nearly nothing of the start is left in the average
+    assert words.split(",")[0] in PRESETS and (device != "T4" or not 500 <= kimg < 3000 or words.startswith("t4"))
+
+def test_the_cold_start_is_warned_of(atlas):
+    from ect_nb.planner import SPEEDS, plan_words
+    a100, t4 = (next(s for s in SPEEDS if s["device"] == d) for d in ("A100", "T4"))
+    short, edge, whole = (explore.plan(atlas, a100, h, 2) for h in (0.25, 0.6, 1.0))
+    assert "noise" in short.warning and short.value is None and short.preset.startswith("small") and "iterations_200k" in short.preset and "60 min" in short.warning
+    assert "Near the edge" in edge.warning and whole.warning == "" and "noise" not in plan_words(whole)
+    wide = explore.plan(atlas, t4, 2.0, 2)                                     # its slower end lies in the noise: so must the interval's upper end
+    assert wide.least < 500 < wide.kimg and wide.high == 281 and "noise" in plan_words(wide)
+    assert explore.plan(atlas, dict(a100, data="fashion_mnist_20k"), 0.01, 2).warning == ""
+
+def test_few_pictures_are_walked_and_many_tuned_for(atlas):
+    from ect_nb.planner import SPEEDS, plan_words
+    a100 = next(s for s in SPEEDS if s["device"] == "A100")
+    few, many = (plan_words(explore.plan(atlas, a100, 1, 2, n)) for n in (100, 1_000_000))
+    assert "walk, unless more" in few and "100 pictures take 3 s" in few and "tune, if" in many
+    assert explore.plan(atlas, a100, 1, 2).pays_after == pytest.approx(3600 / (33 / 1149))     # 35 evaluations against 2, 1,149 a second
 
 def test_a_plan_by_hand(atlas):
     speed = dict(device="toy", data="toy", low=1.0, high=4.0, how="estimated", source="")
@@ -521,7 +650,7 @@ def test_a_plan_by_hand(atlas):
     assert (p.kimg, p.least, p.most) == (4.0, 2.0, 8.0) and p.value == pytest.approx(50)
     assert p.low == pytest.approx(0.9 * (50 * 25) ** 0.5) and p.high == pytest.approx(1.1 * (100 * 50) ** 0.5)
     assert p.pays_after == pytest.approx(7200 / ((5 * 2 - 2) / 1000))             # Heun's five evaluations are as good: 10 ms against 2 ms
-    for hours in (0, -1, math.nan):
+    for hours in (0, -1, math.nan, math.inf):
         with pytest.raises(ValueError, match="above 0"): explore.plan(atlas, speed, hours, 1)
 
 def test_planner_at_the_ends_of_every_control(atlas):
@@ -530,7 +659,7 @@ def test_planner_at_the_ends_of_every_control(atlas):
     for device in c["device"].options:
         for hours in (10**c["hours"].min, 10**c["hours"].max):
             for _, nfe in c["evaluations"].options if isinstance(c["evaluations"].options[0], tuple) else [(v, v) for v in c["evaluations"].options]:
-                c["device"].value, c["hours"].value, c["evaluations"].value = device, hours, nfe
+                c["device"].value, c["hours"].value, c["evaluations"].value, c["pictures"].value = device, hours, nfe, 10**c["pictures"].max
                 assert alert(panel) is None and "kimg" in readout(panel) and panel.still()[0].startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="choose among"): explore.planner(atlas, "abacus")
 

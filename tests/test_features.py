@@ -85,6 +85,50 @@ def test_random_features_are_the_same_everywhere():
     assert torch.equal(torch.random.get_rng_state(), before)
     assert a.checksum == b.checksum != c.checksum and a.name == "random_64_seed0" and a(pictures()).shape == (3, 64)
 
+# The kit's own for CIFAR-10
+
+cifar = pytest.mark.skipif(CIFAR is None, reason="CIFAR-10 is not on this machine: set ECT_NB_DATA to the folder that holds cifar-10-batches-py")
+
+def test_the_small_network_of_cifar10_loads_and_refuses_other_pictures():
+    eye = features.small_features("cifar10")
+    assert eye is features.small_features("cifar10") and (eye.name, eye.shape, eye.dim) == ("cifar10_classifier_64", (3, 32, 32), 64)
+    f = features.features(eye, pictures(5, 3, 32))
+    assert f.shape == (5, 64) and f.isfinite().all() and not any(p.requires_grad for p in eye.parameters())
+    for n, c, size in ((2, 1, 32), (2, 3, 28), (2, 3, 64)): assert "(3, 32, 32)" in refusal(ValueError, eye, pictures(n, c, size))
+    assert eye.checksum != features.small_features().checksum and "cifar10" in refusal(ValueError, features.small_features, "imagenet64")
+
+def test_the_small_network_of_cifar10_says_where_it_comes_from():
+    from ect_nb import checkpoints
+    path = data.find("cifar10_classifier.safetensors")
+    made = checkpoints.header(path)["provenance"]
+    assert path.stat().st_size < 1e6 and "Krizhevsky 2009" in made["data"] and "make_cifar_classifier.py" in made["command"] and made["seconds"] > 0 and made["hardware"] and made["seed"] == 0
+
+def test_the_table_of_the_page_was_recorded_with_the_weights_that_ship():
+    import json
+    lines = {l["way"]: l for l in map(json.loads, (Path(__file__).parents[1]/"bench"/"cifar_features.jsonl").read_text().splitlines())}
+    floor = lines["as they are"]
+    assert len(lines) == 4 and all(l["weights"] == features.small_features("cifar10").checksum and l["low"] <= l["value"] <= l["high"] for l in lines.values())
+    assert all(l["low"] > floor["high"] for way, l in lines.items() if way != "as they are")
+
+@cifar
+def test_the_small_network_of_cifar10_classifies_as_well_as_its_file_says():
+    from ect_nb import checkpoints
+    path, some = data.find("cifar10_classifier.safetensors"), data.load("cifar10", split="test").subset(1000)
+    stated = checkpoints.header(path)["provenance"]["test_accuracy"]
+    with torch.no_grad(): right = (checkpoints.load(path).eval()(some.batch(torch.arange(1000))).argmax(1) == some.labels).float().mean().item()
+    assert abs(right - stated) < 4 * (stated * (1 - stated) / 1000)**0.5
+
+@cifar
+def test_noise_is_far_from_the_pictures_of_cifar10_and_other_pictures_are_near():
+    from ect_nb.metrics import Moments, distance
+    eye, test = features.small_features("cifar10"), data.load("cifar10", split="test")
+    x, y = (features.features(eye, test.batch(torch.arange(2000) + i)) for i in (0, 2000))
+    reference = Moments(features=eye.name)
+    reference.update(x)
+    near = distance(y, reference)
+    for other in (pictures(400, 3, 32), 0.5 * torch.randn(400, 3, 32, 32, generator=torch.Generator().manual_seed(1))):
+        assert distance(features.features(eye, other.clamp(-1, 1)), reference).low > 10 * near.high
+
 # Inception
 
 class Layers(nn.Module):
@@ -223,12 +267,12 @@ def test_dinov2_asks_for_trust(monkeypatch):
 @pytest.mark.parametrize("wanted", ["inception", "inception_clean", "dinov2"])
 def test_none_at_hand(wanted, tmp_path, monkeypatch):
     monkeypatch.setenv("ECT_NB_INCEPTION", str(tmp_path / "absent.pt"))
-    for shape, name in (((1, 28, 28), "fashion_mnist_classifier_64"), ((3, 32, 32), "random_64_seed0")):
+    for shape, name in (((1, 28, 28), "fashion_mnist_classifier_64"), ((3, 32, 32), "cifar10_classifier_64"), ((3, 8, 8), "random_64_seed0")):
         with pytest.warns(UserWarning, match=f"Until then {name} is used, whose distances are no FID") as said: eye = features.at_hand(shape, wanted)
         assert eye.name == name and len(said) == 1 and "\n" not in str(said[0].message)
         assert eye(pictures(2, *shape[:2])).shape == (2, 64)
 
 def test_at_hand(tmp_path):
-    assert features.at_hand((1, 28, 28), "small").name == "fashion_mnist_classifier_64"
+    for shape, name in (((1, 28, 28), "fashion_mnist_classifier_64"), ((3, 32, 32), "cifar10_classifier_64"), ((1, 32, 32), "random_64_seed0")): assert features.at_hand(shape, "small").name == name
     assert features.at_hand((3, 32, 32), path=write(Original(Layers()), tmp_path / f"{INCEPTION}.pt")).name == f"{INCEPTION}_legacy_tensorflow"
     assert "dinov2" in refusal(ValueError, features.at_hand, (3, 8, 8), "resnet")

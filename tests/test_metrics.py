@@ -289,7 +289,7 @@ def test_features_refuse():
     assert "(1, 28, 28)" in refusal(metrics.features, network, torch.zeros(2, 3, 32, 32))
     assert "floats" in refusal(metrics.features, network, held_out().images[:2])
     assert "eval" in refusal(metrics.features, torch.nn.Flatten(), torch.zeros(2, 1, 28, 28))
-    assert "small" in refusal(metrics.small_features, "cifar10")
+    assert "small" in refusal(metrics.small_features, "imagenet64")
     assert metrics.features(lambda x: x.flatten(1), torch.zeros(5, 1, 2, 2), batch=2).shape == (5, 4)   # any callable does
 
 # The cache

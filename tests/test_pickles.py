@@ -189,6 +189,15 @@ def test_a_storage_of_another_form_is_refused(payload, tmp_path, monkeypatch):
     refused(tmp_path / "m.pkl")
     assert not (tmp_path / "trace").exists()
 
+def test_a_storage_whose_head_names_more_than_a_storage_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    good = legacy(5)
+    assert good.count(b"ctorch\nFloatStorage\n") == 1 and good.count(b"}q\x00(") == 1
+    for bad, word in ((good.replace(b"ctorch\nFloatStorage\n", b"cos\nsystem\n"), "os system"), (good.replace(b"ctorch\nFloatStorage\n", b"ctorch\nTensor\n"), "torch Tensor"), (good.replace(b"}q\x00(", pickle.dumps(Touch("trace"), 2)[2:-1] + b"}q\x00("), "exec")):
+        (tmp_path / "m.pkl").write_bytes(stored(bad) + b".")
+        refused(tmp_path / "m.pkl", "a storage in it asks for", word)
+    assert not (tmp_path / "trace").exists()
+
 # ---- honest files
 
 def test_an_honest_file_comes_back_as_plain_data(tmp_path):

@@ -64,7 +64,7 @@ def test_the_ledger_counts_every_image_once_and_the_second_passes_of_a_real_draw
     c = PRESETS["iterations_200k"].phases["tuning"]
     t = c.p_t.sample(200_000, torch.Generator().manual_seed(0))
     for r in rows: assert r["share"] == pytest.approx((c.mapping(t, r["stage"]) > 0).double().mean().item(), abs=0.004) and r["flops"] == pytest.approx(r["images"] * (3 + r["share"]))
-    assert [r["flops"] for r in ledger(PRESETS["small"], 2.0) if r["phase"] == "diffusion"] == [3_000_000 * 6.0]
+    assert [r["flops"] for r in ledger(PRESETS["small"], 2.0) if r["phase"] == "diffusion"] == [2_400_000 * 6.0]
 
 # ---- the start
 

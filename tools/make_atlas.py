@@ -1,6 +1,6 @@
-"""Measure the runs of tools/make_fashion_runs.py and the walk of the shipped diffusion model, and pack what has been measured into data/atlas. Stopped, it continues.
+"""Measure the runs of tools/make_fashion_runs.py and the walk of the shipped diffusion model, and pack all that has been measured into data/atlas, runs on CIFAR-10 (tools/make_cifar_runs.py) too. Stopped, it continues.
 
-usage: python tools/make_atlas.py [--folder runs] [--n 500] [--kimgs 1 2 4 8 16 24] [--only NAME ...] [--pack]"""
+usage: python tools/make_atlas.py [--folder runs] [--n 1000] [--kimgs 1 2 4 8 16 24] [--only NAME ...] [--pack] [--out data/atlas]"""
 import argparse
 from pathlib import Path
 from tqdm import tqdm
@@ -14,10 +14,11 @@ HERE = Path(__file__).resolve().parent
 def main():
     args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     args.add_argument("--folder", type=Path, default=Path("runs"))
-    args.add_argument("--n", type=int, default=500, help="samples for each distance")
+    args.add_argument("--n", type=int, default=1000, help="samples for each distance")
     args.add_argument("--kimgs", type=int, nargs="+", default=[1, 2, 4, 8, 16, 24])
     args.add_argument("--only", nargs="+", help="names of runs to measure (default: all in the folder)")
-    args.add_argument("--pack", action="store_true", help="pack what there is into data/atlas, measure nothing")
+    args.add_argument("--pack", action="store_true", help="pack what there is, measure nothing")
+    args.add_argument("--out", type=Path, default=HERE.parent / "data" / "atlas", help="the folder of the atlas")
     args = args.parse_args()
     runs = sorted(p for p in args.folder.iterdir() if p.name.startswith("fashion-") and (not args.only or p.name in args.only))
     if not args.pack:
@@ -29,10 +30,11 @@ def main():
             init, seed = "scratch" if "scratch" in run.name else "diffusion", int(run.name.rpartition("seed")[2])
             for r in survey(run, pictures, network, TIMES, args.kimgs, args.n, init=init, train_seed=seed): show(r)
     atlas = Atlas()
-    for run in sorted(args.folder.glob("fashion-*")):
+    for run in sorted(p for p in args.folder.iterdir() if p.name.startswith(("fashion-", "cifar10-"))):
         try: atlas.add(run)
         except ValueError as e: print("left out:", e)
-    atlas.save(HERE.parent / "data" / "atlas")
+    if not atlas.runs: raise SystemExit(f"{args.folder} holds no measured run fashion-* or cifar10-*: measure one first (without --pack)")
+    atlas.save(args.out)
     print("packed:", ", ".join(f"{name} ({len(run.records)} records)" for name, run in atlas.runs.items()))
 
 
