@@ -89,7 +89,7 @@ def _plain(meta, key):
 
 def _diagnose(path):
     "One sentence on a file that is not safetensors."
-    start, size = path.open("rb").read(16), path.stat().st_size
+    with path.open("rb") as file: start, size = file.read(16), path.stat().st_size
     if size == 0: return f"{path} is empty: write or download it again"
     if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<": return f"{path} is a web page, not a checkpoint: the download link led to an error page; fetch the file itself"
     if start[:1] == b"\x80" or start[:2] == b"PK": return f"{path} is a pickle, which can run programs when opened: only .safetensors files are read here, and those of EDM and ECT by load_edm"
@@ -138,14 +138,16 @@ def _unlike(network):
     "What the network of the `Record` computes otherwise than `UNet`, as far as its tensors do not show it; None if nothing."
     for name, r in pickles.modules(network):
         for key, value in _FIXED.items():
-            if key in r.state and not _near(r.state[key], value): return f"{key} of {name} is {r.state[key]!r:.40}, not {value:.7g}"
+            if key in r.state and not _near(r.state[key], value): return f"{key} of {name} is {_said(r.state[key])}, not {value:.7g}"
         if r.get("num_heads", 1) not in (0, 1): return f"{name} has several attention heads"
         groups, weight = r.get("num_groups"), r.get("_parameters", {}).get("weight")
-        if groups is not None and groups != networks.GroupNorm(len(weight)).num_groups: return f"{name} normalises in {groups!r:.40} groups"
+        if groups is not None and groups != networks.GroupNorm(len(weight)).num_groups: return f"{name} normalises in {_said(groups)} groups"
         filter = r.get("_buffers", {}).get("resample_filter")
         if filter is not None and not _is_filter(filter): return f"the resampling filter of {name} is not one of DDPM++ or NCSN++"
 
-def _near(value, other): return isinstance(value, (bool, int, float)) and math.isclose(value, other, rel_tol=1e-6)
+def _near(value, other): return isinstance(value, (bool, int, float)) and abs(value) < 1e9 and math.isclose(value, other, rel_tol=1e-6)
+
+def _said(value): return f"{value!r:.40}" if isinstance(value, (bool, int, float, str)) else f"a {type(value).__name__}"       # a list of lists of lists could take for ever to be said
 
 def _is_filter(f):
     taps = torch.tensor({2: [1.0, 1.0], 4: [1.0, 3.0, 3.0, 1.0]}.get(f.shape[-1], [0.0]))
@@ -174,6 +176,11 @@ def _boundary(model):
     if model.name == "EDMPrecond": return 0.0
     return float(given) if isinstance(given, (int, float)) and 0 < given < 1 else 0.003
 
+def _sigma_data(model, path):
+    given = model.get("sigma_data", 0.5)
+    if not isinstance(given, (int, float)) or not 0 < given < 100: raise ValueError(f"{path} gives no sensible sigma_data")
+    return float(given)
+
 def _network(net, tensors, augment, path):
     "The settings and the float32 tensors of our `UNet` for the `Record` and its tensors."
     try: settings = _settings({k: tuple(v.shape) for k, v in tensors.items()})
@@ -195,8 +202,7 @@ def load_edm(path, sigma_min=None, device=None, augment=False):
     ValueError or FileNotFoundError say what is wrong with the file."""
     record, net, tensors = _opened(path)
     settings, tensors = _network(net, tensors, augment, path)
-    sigma_data = record.get("sigma_data", 0.5)
-    if not isinstance(sigma_data, (int, float)) or not 0 < sigma_data < 100: raise ValueError(f"{path} gives no sensible sigma_data")
+    sigma_data = _sigma_data(record, path)
     try:
         with torch.device("meta"): model = Precond(networks.UNet(**settings), sigma_data, _boundary(record) if sigma_min is None else sigma_min)
     except (ValueError, TypeError, RuntimeError) as e: raise ValueError(f"{path} holds a {net.name[:80]} that this kit cannot build: {e}") from e
@@ -223,7 +229,7 @@ def edm_facts(path):
     teacher = next((name for name, t in TEACHERS.items() if t.get("sha256") == sha256), None)
     settings, kept = _network(net, tensors, True, path)
     parameters = sum(v.numel() for k, v in kept.items() if not k.endswith(("resample_filter", "freqs")))
-    return dict(file=Path(path).name, sha256=sha256, teacher=teacher, precond=record.name, network=net.name, sigma_data=record.get("sigma_data", 0.5), sigma_min=_boundary(record), settings=settings,
+    return dict(file=Path(path).name, sha256=sha256, teacher=teacher, precond=record.name, network=net.name, sigma_data=_sigma_data(record, path), sigma_min=_boundary(record), settings=settings,
                 stored=sorted({str(v.dtype).removeprefix("torch.") for v in tensors.values()}), tensors=len(tensors), parameters=parameters, source_sha256=record.source)
 
 # %% ../nbs/11_checkpoints.ipynb #c2f70bf8

@@ -198,7 +198,7 @@ def _build(state, thing):
 # %% ../nbs/22_pickles.ipynb #46835b0f
 def kind(path):
     "What the file `path` is, in a few words, if it is no pickle of weights by its first bytes; None if it may be one."
-    size, start = path.stat().st_size, path.open("rb").read(16)
+    with path.open("rb") as file: size, start = path.stat().st_size, file.read(16)
     if size == 0: return "empty: fetch it again"
     if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<": return "a web page, not a pickle: the link led to an error page; fetch the file itself"
     if start[:2] == b"PK": return "a zip archive, as torch.save writes it, not an EDM pickle: read it with torch.load(path, weights_only=True)"
@@ -256,6 +256,8 @@ def tensors(record):
     "{dotted name: tensor} of the parameters and buffers of `record` and of the modules below it, as `state_dict` names them."
     found = {f"{name}.{k}" if name else k: v for name, here in modules(record) for key in ("_parameters", "_buffers") for k, v in _table(here, key) if v is not None}
     if wrong := [k for k, v in found.items() if not isinstance(v, torch.Tensor)]: raise ValueError(f"{wrong[0][:80]} is not a tensor")
+    stored = {s.data_ptr(): s.nbytes() for s in (v.untyped_storage() for v in found.values())}
+    if sum(v.nbytes for v in found.values()) > 2 * sum(stored.values()): raise ValueError("it gives the same numbers under many names, so that they would fill the memory")
     return found
 
 def _table(record, key):

@@ -393,6 +393,36 @@ def test_a_malicious_file_is_refused_and_never_run(tmp_path):
     one_sentence(error, "open", "nothing in it was run")
     assert not trace.exists()
 
+def doubled(depth):
+    "Tuples of tuples, few in the file, 2^depth to whoever walks through them."
+    tangle = ()
+    for _ in range(depth): tangle = (tangle, tangle)
+    return tangle
+
+HEAVY = {"a scale that multiplies": ("skip_scale", set_on("model.dec.8x8_up", "skip_scale", doubled(60))), "groups that multiply": ("groups", set_on("model.dec.8x8_up.norm0", "num_groups", doubled(60))),
+         "a scale beyond any float": ("skip_scale", set_on("model.dec.8x8_up", "skip_scale", 2**2000)), "a deviation that multiplies": ("sigma_data", set_on("", "sigma_data", doubled(60))), "a deviation beyond any float": ("sigma_data", set_on("", "sigma_data", 2**2000))}
+
+@unix
+@pytest.mark.parametrize("kind", HEAVY)
+def test_an_attribute_that_would_take_for_ever_is_named_without_being_spelled_out(kind, tmp_path):
+    word, change = HEAVY[kind]
+    (tmp_path / "m.pkl").write_bytes(changed(change))
+    def work():
+        signal.alarm(60)                                    # what hangs is ended
+        for reader in (checkpoints.load_edm, checkpoints.edm_facts):
+            with pytest.raises(ValueError) as error: reader(tmp_path / "m.pkl")
+            one_sentence(error, "m.pkl", word)
+            assert len(str(error.value)) < 300 + len(str(tmp_path))
+    assert ending(in_child(work)) == 0
+
+def test_numbers_under_more_names_than_the_file_can_hold_are_refused(tmp_path):
+    def share(times): return changed(lambda m: m.model._buffers.update({f"extra{i}": numbers for i in range(times)}))
+    numbers = torch.zeros(2_000_000, dtype=torch.float16)       # 4 MB; under 4000 names 32 GB of float32
+    (tmp_path / "m.pkl").write_bytes(share(4000))
+    for reader in (checkpoints.load_edm, checkpoints.edm_facts):
+        with pytest.raises(ValueError) as error: reader(tmp_path / "m.pkl")
+        one_sentence(error, "m.pkl", "same numbers under many names")
+
 # ---- fetching
 
 CONTENT = bytes(range(256)) * 8000

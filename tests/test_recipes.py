@@ -3,7 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest, torch
 from torch import nn
-from ect_nb import checkpoints, data, recipes
+from ect_nb import checkpoints, data, pickles, recipes
 from ect_nb.data import Pictures
 from ect_nb.diffusion import Precond
 from ect_nb.networks import UNet
@@ -81,6 +81,14 @@ def test_a_start_is_a_model_a_file_or_fresh_weights_and_its_dropout_is_the_prese
 def test_a_missing_teacher_is_named_with_what_to_do(monkeypatch):
     monkeypatch.setenv("ECT_NB_DATA", "")
     with pytest.raises((FileNotFoundError, ValueError), match="edm-cifar10-32x32-uncond-vp"): begin(PRESETS["one_hour"])
+
+@pytest.mark.parametrize("suffix", [".pkl", ".safetensors"])
+def test_a_teacher_serves_as_it_was_released_and_converted(suffix, tmp_path, monkeypatch):
+    monkeypatch.setenv("ECT_NB_DATA", str(tmp_path))
+    name, theirs = "edm-cifar10-32x32-uncond-vp", begin(tiny(), seed=3)
+    pickles.imitate(theirs, tmp_path / f"{name}.pkl")
+    if suffix == ".safetensors": (checkpoints.convert(tmp_path / f"{name}.pkl", tmp_path / f"{name}.safetensors"), (tmp_path / f"{name}.pkl").unlink())
+    assert torch.equal(weights(begin(replace(tiny(), teacher=name), seed=4)), weights(theirs))
 
 # ---- the run
 
