@@ -559,6 +559,8 @@ def test_live_panel_follows_waits_stops_and_complains():
     for seed in (c["seed"].min, c["seed"].max): c["seed"].value = seed; assert not c["error"].value
     c["menu"].value = "none"
     assert "none: 16 pictures" in c["words"].value
+    for text, level in (("80, 0.5", 0.5), ("80, 8", 8), ("80, 4, 1", 8), ("80, 0.001", 8)): c["text"].value = text; assert (c["text"].value, c["second"].value) == (text, level)      # the slider goes along where it can
+    c["second"].value = 16.0; assert c["text"].value == "80, 16"
     for bad, says in (("80, x", "no list"), ("", "these are none"), ("1, 2", "fall")): c["text"].value = bad; assert says in c["error"].value
     c["text"].value = ", ".join(map(str, range(80, 40, -1)))
     assert "40 evaluations: press Sample" in c["words"].value and not c["error"].value
