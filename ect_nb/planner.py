@@ -95,7 +95,7 @@ def break_even(tuning_seconds, walk_ms, ms):
     return 1000 * tuning_seconds / (walk_ms - ms) if walk_ms > ms else math.inf
 
 # %% ../nbs/21_planner.ipynb #d4d8ff49
-SMALL = 567                                                            # kimg of the full network that cost as many operations as the whole preset `small`
+SMALL = 454                                                            # kimg of the full network that cost as many operations as the whole preset `small`
 
 def preset(data, kimg, device=""):
     "What to run for a budget of `kimg` of `data` on `device`, in words that begin with a name of `recipes.PRESETS` and end with its command."
