@@ -188,7 +188,7 @@ def _arguments():
     _teacher_arguments(commands.add_parser("teacher", help="fetch released weights"))
     return parser
 
-# %% ../nbs/12_cifar10.ipynb #0d38d613
+# %% ../nbs/12_cifar10.ipynb #12625c6a
 def _device(name): return name or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
 def _accelerator(device):
@@ -204,6 +204,7 @@ def _settings(pairs):
         if k not in Config.__dataclass_fields__: raise ValueError(f"{k} is no setting: choose among {', '.join(Config.__dataclass_fields__)}")
     return found
 
+# %% ../nbs/12_cifar10.ipynb #814e20b7
 def _run(a):
     from tqdm import tqdm
     device = _device(a.device)
