@@ -204,7 +204,7 @@ def _settings(pairs):
         if k not in Config.__dataclass_fields__: raise ValueError(f"{k} is no setting: choose among {', '.join(Config.__dataclass_fields__)}")
     return found
 
-# %% ../nbs/12_cifar10.ipynb #814e20b7
+# %% ../nbs/12_cifar10.ipynb #b3b6d609
 def _run(a):
     from tqdm import tqdm
     device = _device(a.device)
@@ -218,7 +218,7 @@ def _run(a):
             bar.set_description(f"{phase}, stage {p.stage}", refresh=False); bar.total = p.total / 1000
             bar.update(p.kimg - bar.n) if p.kimg > bar.n else bar.reset()
             if x is not None and main: _sheet(a.folder / "samples" / f"{phase}-{p.images // 1000:06d}.png", x)
-    if main: print(f"{'done' if p.done >= 1 else 'stopped; the same command goes on'}: {p.kimg:,.0f} of {p.total / 1000:,.0f} kimg in {a.folder}")
+    if main: print(f"{'done' if p.done >= 1 else 'stopped; the same command goes on'}: {p.kimg:,g} of {p.total / 1000:,g} kimg in {a.folder}")
 
 # %% ../nbs/12_cifar10.ipynb #e0612010
 def _sheet(path, x):
