@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIELDS', 'TIMES', 'VERSION', 'PUBLISHED', 'check_record', 'survey', 'survey_walk', 'Charted', 'read_run', 'Atlas']
 
-# %% ../nbs/17_atlas.ipynb #a2ba1667
+# %% ../nbs/17_atlas.ipynb #fd961147
 import hashlib, io, json, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from . import checkpoints, metrics
 from .data import find
 from .diffusion import heun, karras_times
 from .runs import RunFolder
-from .sampling import sample
+from .sampling import sample, told
 
 # %% ../nbs/17_atlas.ipynb #92cf924d
 FIELDS = dict(run=str, data=str, network=str, parameters=int, init=(str, type(None)), kimg=(int, float), nfe=int, times=(list, type(None)), metric=str, features=str, value=(int, float),
@@ -29,7 +29,7 @@ def check_record(r):
     if not r["low"] <= r["value"] <= r["high"]: raise ValueError(f"the record of {r['run']} has its value {r['value']} outside its interval [{r['low']}, {r['high']}]")
     return r
 
-# %% ../nbs/17_atlas.ipynb #094e44b5
+# %% ../nbs/17_atlas.ipynb #52daf186
 TIMES = {1: (80.0,), 2: (80.0, 2.5), 4: (80.0, 2.5, 1.2, 0.5), 8: (80.0, 5.0, 3.0, 2.0, 1.4, 0.9, 0.5, 0.3)}
 
 def survey(folder, pictures, network, times=TIMES, kimgs=None, n=1000, seed=0, columns=16, device=None, **more):
@@ -43,14 +43,14 @@ def survey(folder, pictures, network, times=TIMES, kimgs=None, n=1000, seed=0, c
         left = [t for t in times.values() if not _measured(run, kimg, len(t), "consistency", network.name)]
         if not left: continue
         model = checkpoints.load(path).to(device or "cpu")
-        for t in left: yield _measure(run, model, pictures, network, kimg, len(t), "consistency", n, seed, columns, dict(times=t), lambda f, z, g: sample(f, z, t, g), more)
+        for t in left: yield _measure(run, model, pictures, network, kimg, len(t), "consistency", n, seed, columns, dict(times=t), lambda f, z, g: sample(told(f), z, t, g), more)
 
-# %% ../nbs/17_atlas.ipynb #4350aa3a
+# %% ../nbs/17_atlas.ipynb #ccee8dc4
 def survey_walk(model, folder, pictures, network, steps=(2, 3, 5, 9, 18), n=1000, seed=0, columns=16, **more):
     "As `survey`, for one diffusion `model` walked with Heun's method in each number of `steps`, 2·steps - 1 evaluations; the records are kept in `folder` at kimg = 0."
     run = RunFolder(folder)
     for k in steps:
-        walk = lambda f, z, g, k=k: heun(f, 80 * z, karras_times(k))
+        walk = lambda f, z, g, k=k: heun(told(f), 80 * z, karras_times(k))
         if not _measured(run, 0, 2 * k - 1, "heun", network.name): yield _measure(run, model, pictures, network, 0, 2 * k - 1, "heun", n, seed, columns, dict(sampler=walk, nfe=2 * k - 1), walk, more)
 
 # %% ../nbs/17_atlas.ipynb #61e983a7

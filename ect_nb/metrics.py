@@ -6,7 +6,7 @@
 __all__ = ['frechet_distance', 'Moments', 'moments', 'save_reference', 'reference', 'Distance', 'distance', 'extrapolate',
            'Share', 'precision_recall', 'nearest', 'memorised', 'measure']
 
-# %% ../nbs/10_metrics.ipynb #c548d82b
+# %% ../nbs/10_metrics.ipynb #6c8e9dfe
 import hashlib, math, os, platform, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from . import checkpoints, data
 from .features import INCEPTION, FeatureNetwork, features, quantise, random_features, small_features
-from .sampling import sample
+from .sampling import sample, told
 
 # %% ../nbs/10_metrics.ipynb #bdc2dd69
 def frechet_distance(mu1, cov1, mu2, cov2):
@@ -262,13 +262,13 @@ def memorised(made, train, held_out, at=0.01):
     if at * len(held_out) < 5: raise ValueError(f"{at:.1%} of {len(held_out)} held-out rows are fewer than 5: hold out more, or ask for a larger share")
     return Share.of(nearest(made, train)[0] < nearest(held_out, train)[0].quantile(at))
 
-# %% ../nbs/10_metrics.ipynb #b39ebef6
+# %% ../nbs/10_metrics.ipynb #7512d5e2
 def measure(model, pictures, network, times=None, n=1000, seed=0, sampler=None, nfe=None, batch=250, groups=20, run=None, init=None, kimg=None, **more):
     """Draw `n` pictures with `model`, take their `distance` from the training `pictures` (a `Pictures`) in the features of `network`, and return the record, a dict of plain data.
 
     One evaluation per entry of `times`, by default (80.0,); another `sampler(model, z, generator)` wants its `nfe`. Noise comes from `seed`, `batch` by `batch`. `seconds` are those of sampling.
     `run`, `init`, `kimg` and `more` go into the record, which `RunFolder.record(**r)` keeps."""
-    if sampler is None: times, sampler = times or (80.0,), lambda model, z, g: sample(model, z, times, g)
+    if sampler is None: times, sampler = times or (80.0,), lambda model, z, g: sample(told(model), z, times, g)
     elif nfe is None: raise ValueError("a sampler of your own wants nfe=, its evaluations per sample, for the record")
     if getattr(model, "training", False): raise ValueError("the model is in training mode, with its dropout at work: call .eval() first, or measure the EMA")
     parameters = list(model.parameters()) if hasattr(model, "parameters") else []

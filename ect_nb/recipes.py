@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'BUDGETS', 'Preset', 'presets_table', 'with_dropout', 'begin', 'scaled', 'run', 'ledger', 'ledger_table',
            'share_of', 'follow', 'main']
 
-# %% ../nbs/12_cifar10.ipynb #fd5c9d36
+# %% ../nbs/12_cifar10.ipynb #c943e36b
 import argparse, ast, functools, io, math, os, sys, time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import nn
 from . import bulk, checkpoints, data
 from .diffusion import Precond, heun, karras_times
 from .networks import Dropout, UNet
-from .sampling import sample
+from .sampling import sample, told
 from .schedules import LogNormal, SigmoidMapping, Stages, plan
 from .training import Config, train
 
@@ -152,7 +152,7 @@ def share_of(images, name):
     "`images` as a share of the images that the training `name` of `BUDGETS` saw."
     return images / (BUDGETS[name][0] * 1e6)
 
-# %% ../nbs/12_cifar10.ipynb #1f488dea
+# %% ../nbs/12_cifar10.ipynb #aa688834
 def follow(steps, z, times, every=60.0):
     "The (phase, Progress) of `run`, each with samples or None: every `every` seconds and after the last step of a phase, from the noise `z`, by `times`, in the diffusion phase by Heun's method."
     shown = time.monotonic()
@@ -163,7 +163,7 @@ def follow(steps, z, times, every=60.0):
 
 def _glance(phase, p, z, times):
     device = next(p.ema.parameters()).device
-    with torch.no_grad(): return (heun(p.ema, 80 * z.to(device), karras_times(18)) if phase == "diffusion" else sample(p.ema, z.to(device), times, torch.Generator().manual_seed(4))).cpu()
+    with torch.no_grad(): return (heun(told(p.ema), 80 * z.to(device), karras_times(18)) if phase == "diffusion" else sample(told(p.ema), z.to(device), times, torch.Generator().manual_seed(4))).cpu()
 
 # %% ../nbs/12_cifar10.ipynb #e03bd962
 def _run_arguments(a):

@@ -1,5 +1,6 @@
 import math
 import numpy as np, pytest, torch
+from ect_nb import sampling
 from ect_nb.sampling import sample
 
 def seeded(seed): return torch.Generator().manual_seed(seed)
@@ -140,3 +141,19 @@ def test_a_search_is_the_same_again_and_leaves_the_global_dice_alone():
 @pytest.mark.parametrize("n", [0, 4, -1])
 def test_a_search_says_how_many_times_it_can_find(n):
     with pytest.raises(ValueError, match="n must be from 1 to 3"): search_times(Gaussian(), lambda x: 0.0, n, torch.zeros(3), [0.5, 2.0, 80.0, 0.0])
+
+# ---- networks that want to be told the class
+
+def test_every_row_is_told_a_class_and_other_models_are_left_alone():
+    from ect_nb.diffusion import Precond
+    from ect_nb.networks import UNet
+    torch.manual_seed(0)
+    model = Precond(UNet(resolution=8, channels=1, model_channels=8, channel_mult=(1,), num_blocks=1, attention=(), label_dim=3), 0.5).eval()
+    for p in model.parameters(): p.data.add_(0.2 * torch.randn(p.shape))
+    z = torch.randn(7, 1, 8, 8)
+    labels = torch.eye(3)[[0, 1, 2, 0, 1, 2, 0]]
+    with torch.no_grad():
+        by_hand = model(80 * z, torch.full((7,), 80.0), labels=labels)
+        assert torch.allclose(sampling.sample(sampling.told(model), z), by_hand, atol=1e-5) and not torch.allclose(sampling.sample(model, z), by_hand, atol=1e-2)
+    plain = Precond(UNet(resolution=8, channels=1, model_channels=8, channel_mult=(1,), num_blocks=1, attention=()), 0.5)
+    assert sampling.told(plain) is plain and sampling.told(len) is len
