@@ -562,6 +562,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'ect_nb.sampling': { 'ect_nb.sampling._noise_like': ('sampling.html#_noise_like', 'ect_nb/sampling.py'),
                                  'ect_nb.sampling._prepare': ('sampling.html#_prepare', 'ect_nb/sampling.py'),
                                  'ect_nb.sampling._wide': ('sampling.html#_wide', 'ect_nb/sampling.py'),
+                                 'ect_nb.sampling.classes_of': ('sampling.html#classes_of', 'ect_nb/sampling.py'),
                                  'ect_nb.sampling.jump': ('sampling.html#jump', 'ect_nb/sampling.py'),
                                  'ect_nb.sampling.multistep': ('sampling.html#multistep', 'ect_nb/sampling.py'),
                                  'ect_nb.sampling.sample': ('sampling.html#sample', 'ect_nb/sampling.py'),

@@ -8,7 +8,7 @@ __all__ = ['Config', 'to_json', 'from_json', 'seed_of', 'dice', 'rows', 'learnin
            'pack', 'unpack', 'save_state', 'load_state', 'set_precision', 'fast_precisions', 'residual_errors',
            'choose_precision', 'device_name']
 
-# %% ../nbs/06_training.ipynb #ec04dff9
+# %% ../nbs/06_training.ipynb #3eedf5a7
 import copy, inspect, json, math, time
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
@@ -22,6 +22,7 @@ from .engine import choose_precision, compile_in_place, fast_precisions, optimiz
 from .networks import shares_dropout
 from .processes import Team, _add_up, _agree, _average_buffers, parts
 from .runs import RunFolder, checksum, device_name, flat, load_state, lock, open_run, pack, room, save_state, unflat, unpack, whole_steps, write_config
+from .sampling import classes_of
 from .schedules import LogNormal, SigmoidMapping, Stages
 
 # %% ../nbs/06_training.ipynb #e7fd8f6a
@@ -117,11 +118,10 @@ def draw(config, data, step, stage, device, mine=slice(None)):
     r = config.mapping(t, stage) if config.mapping else torch.zeros_like(t)
     return x0, t[mine], r[mine], torch.randn(B, *x0.shape[1:], device=device, generator=dice(seed, "noise", step, device))[mine]
 
-# %% ../nbs/06_training.ipynb #1e978976
+# %% ../nbs/06_training.ipynb #1d8953e1
 def _labels(model, data, index, like):
     "One-hot labels for a network that asks for them, on the device of `like`; else nothing."
-    classes = next((m.config["label_dim"] for m in model.modules() if isinstance(getattr(m, "config", None), dict) and m.config.get("label_dim")), 0)
-    labels = getattr(data, "labels", None)
+    classes, labels = classes_of(model), getattr(data, "labels", None)
     return dict(labels=F.one_hot(labels[losses._to(index, labels)], classes).to(like)) if classes and labels is not None else {}
 
 def _weight(config, model):
