@@ -59,7 +59,7 @@ def training(start, wardrobe, args, device):
 def sampling(start, args, device):
     print("sampling: 35-evaluation Heun / few evaluations")
     z = torch.randn(16, 1, 28, 28, device=device)
-    walk = lambda: heun(start, 80 * z, karras_times(18))
+    walk = lambda: heun(start, z, karras_times(18))
     for name, times in (("one", (80.0,)), ("two", (80.0, 1.0))):
         print(f"  {name:8s}{compare(lambda: sample(start, z, times), walk, args.rounds, device)}")
 

@@ -62,7 +62,7 @@ class Judge:
         "The share of `n` noises from which one and two steps of `model` draw the garment, by the classifier's word, that 18 Heun steps of `start` draw."
         z, classifier = self.z[:n], checkpoints.load(data.find("fashion_mnist_classifier.safetensors"))
         name = lambda x: classifier(x).argmax(1)
-        with torch.no_grad(): walked, *few = map(name, (heun(start, 80 * z, karras_times(18)), sample(model, z), _two(model, z, t)))
+        with torch.no_grad(): walked, *few = map(name, (heun(start, z, karras_times(18)), sample(model, z), _two(model, z, t)))
         return {k: round(float((f == walked).float().mean()), 3) for k, f in zip(("one, same garment", f"two at {t}, same garment"), few)}
 
 
@@ -83,7 +83,7 @@ def trial_start(text, wardrobe, kimg, seed):
     t, eps = LogNormal(-1.2, 1.2).sample(2000, g), torch.randn(test.shape, generator=g)
     with torch.no_grad(): loss = torch.cat([denoising_loss(p.ema, x, s, e) for x, s, e in zip(test.split(250), t.split(250), eps.split(250))]).mean()
     size = sum(a.numel() for a in model.parameters())
-    write(study="start", settings=text, seed=seed, parameters=size, kimg=p.images / 1000, cpu_seconds=round(cost), test_loss=round(float(loss), 2), heun=Judge(wardrobe, 500)(lambda z: heun(p.ema, 80 * z, karras_times(18))), n=500)
+    write(study="start", settings=text, seed=seed, parameters=size, kimg=p.images / 1000, cpu_seconds=round(cost), test_loss=round(float(loss), 2), heun=Judge(wardrobe, 500)(lambda z: heun(p.ema, z, karras_times(18))), n=500)
 
 
 def trial_tune(text, wardrobe, start, seed, judge, same=False):
@@ -121,7 +121,7 @@ def main():
             for seed in args.seeds: trial_start(text, wardrobe, args.kimg, seed)
         return
     start, judge = checkpoints.load(args.start or data.find("fashion_mnist_diffusion.safetensors")), Judge(wardrobe, 1000)
-    if args.study == "untuned": write(study="untuned", start=checksum(start.state_dict()), n=judge.n, heun=judge(lambda z: heun(start, 80 * z, karras_times(18))), **judge.few(start))
+    if args.study == "untuned": write(study="untuned", start=checksum(start.state_dict()), n=judge.n, heun=judge(lambda z: heun(start, z, karras_times(18))), **judge.few(start))
     for text in args.settings:
         for seed in args.seeds: trial_tune(text, wardrobe, start, seed, judge, args.same)
 

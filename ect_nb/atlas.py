@@ -50,7 +50,7 @@ def survey_walk(model, folder, pictures, network, steps=(2, 3, 5, 9, 18), n=1000
     "As `survey`, for one diffusion `model` walked with Heun's method in each number of `steps`, 2·steps - 1 evaluations; the records are kept in `folder` at kimg = 0."
     run = RunFolder(folder)
     for k in steps:
-        walk = lambda f, z, g, k=k: heun(told(f), 80 * z, karras_times(k))
+        walk = lambda f, z, g, k=k: heun(told(f), z, karras_times(k))
         if not _measured(run, 0, 2 * k - 1, "heun", network.name): yield _measure(run, model, pictures, network, 0, 2 * k - 1, "heun", n, seed, columns, dict(sampler=walk, nfe=2 * k - 1), walk, more)
 
 # %% ../nbs/17_atlas.ipynb #61e983a7

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from . import checkpoints
-from .sampling import sample
+from .diffusion import falling
+from .sampling import steps
 
 # %% ../nbs/25_fifty_thousand.ipynb #bd10eeb7
 BLOCK = 32
@@ -25,10 +26,7 @@ def noise(seed, start, stop, shape, k=1):
 
 # %% ../nbs/25_fifty_thousand.ipynb #6f46633a
 def _batch(model, noises, times, device):
-    x = None
-    for t, z in zip(times, noises):
-        z = z.to(device, non_blocking=True)
-        x = sample(model, z if x is None else x / t + z, (t,))      # f(t · (x / t + z), t) = f(x + t z, t)
+    for x in steps(model, (z.to(device, non_blocking=True) for z in noises), times): pass
     return (x * 127.5 + 128).clamp(0, 255).byte().cpu()             # waits for the device
 
 # %% ../nbs/25_fifty_thousand.ipynb #28855361
@@ -55,6 +53,7 @@ def draw(model, n, shape, times=(80.0,), seed=0, batch=None, labels=None, speed=
 
     `batch` None: found while sampling, at most `most`; when memory runs out it is halved. `labels` (n, classes), one-hot, go to the model row by row. `speed`: a `Speed` to fill."""
     if n < 1: raise ValueError(f"ask for at least one picture, not {n}")
+    times = falling(times).tolist()
     if labels is not None and len(labels) != n: raise ValueError(f"{n} pictures want as many labels, not {len(labels)}")
     device = device or next((p.device for p in model.parameters()), torch.device("cpu")) if isinstance(model, torch.nn.Module) else device or "cpu"
     speed, growing = speed or Speed(), batch is None

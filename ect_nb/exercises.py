@@ -197,7 +197,7 @@ def check_stop_early(stop):
     times, walks = karras_times(30), {}
     cases = [(z, p, b) for z in (-1.5, -0.31, 0.2, 0.4, 1.1) for p, b in ((3, 5.0), (1, 2.0), (4, 100.0), (40, 5.0))]
     for z, _, _ in cases:
-        x = euler(_BUMPS.denoise, torch.tensor([80 * z], dtype=torch.float64), times, keep=True)[:, 0]
+        x = euler(_BUMPS.denoise, torch.tensor([z], dtype=torch.float64), times, keep=True)[:, 0]
         D = _BUMPS.denoise(x[:-1], times[:-1])
         walks[z] = x, D, _stripe(D).tolist()
     def by(pick, cut=_settled, deaf=True):

@@ -9,17 +9,12 @@ __all__ = ['evaluations', 'read_times', 'live_panel']
 import asyncio, io, math, time
 import torch
 from .panels import _readout, complaint, draw_png, guard, image_html, images_figure, tile
-from .sampling import sample
+from .sampling import noises, steps
 
 # %% ../nbs/20_live.ipynb #d6fb8288
 def evaluations(model, z, times, generator=None):
     "As `sampling.sample`, one evaluation at a time: yields the samples after each. `z` (B, …) standard normal; `times` falling."
-    if not times or not all(math.isfinite(t) and a > t for a, t in zip((math.inf, *times), times)) or times[-1] <= 0: raise ValueError(f"noise levels must be above 0 and fall, like 80, 2.5, 0.8; these are {', '.join(f'{t:g}' for t in times) or 'none'}")
-    x = None
-    for t in times:
-        fresh = z if x is None else torch.randn(z.shape, generator=generator)
-        x = sample(model, fresh if x is None else x / t + fresh, (t,))
-        yield x
+    return steps(model, noises(z, generator), times)
 
 def read_times(text):
     "The noise levels that `text` lists, like '80, 2.5'."

@@ -163,7 +163,7 @@ def follow(steps, z, times, every=60.0):
 
 def _glance(phase, p, z, times):
     device = next(p.ema.parameters()).device
-    with torch.no_grad(): return (heun(told(p.ema), 80 * z.to(device), karras_times(18)) if phase == "diffusion" else sample(told(p.ema), z.to(device), times, torch.Generator().manual_seed(4))).cpu()
+    with torch.no_grad(): return (heun(told(p.ema), z.to(device), karras_times(18)) if phase == "diffusion" else sample(told(p.ema), z.to(device), times, torch.Generator().manual_seed(4))).cpu()
 
 # %% ../nbs/12_cifar10.ipynb #e03bd962
 def _run_arguments(a):

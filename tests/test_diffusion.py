@@ -140,13 +140,13 @@ def solution(x, T, t, s=0.5): return x * math.sqrt((s**2 + t**2) / (s**2 + T**2)
 @pytest.mark.parametrize("solver, order", [(euler, 1), (heun, 2)])
 def test_the_order_of_the_solvers(solver, order):
     x = rand(4, 3, dtype=torch.float64)
-    errors = [float((solver(Gaussian(), x, torch.linspace(3, 0.2, n + 1, dtype=torch.float64)) - solution(x, 3, 0.2)).abs().max()) for n in (40, 80, 160)]
+    errors = [float((solver(Gaussian(), x / 3, torch.linspace(3, 0.2, n + 1, dtype=torch.float64)) - solution(x, 3, 0.2)).abs().max()) for n in (40, 80, 160)]
     assert np.log2(np.divide(errors[:-1], errors[1:])) == pytest.approx(order, abs=0.06)
 
 @pytest.mark.parametrize("solver, order, near", [(euler, 1, 0.04), (heun, 2, 0.003)])
 def test_karras_steps_to_0_reach_the_solution_with_the_same_order(solver, order, near):
     x = 80 * rand(10, dtype=torch.float64)
-    errors = [float((solver(Gaussian(), x, karras_times(n)) / solution(x, 80, 0) - 1).abs().max()) for n in (36, 72, 144)]
+    errors = [float((solver(Gaussian(), x / 80, karras_times(n)) / solution(x, 80, 0) - 1).abs().max()) for n in (36, 72, 144)]
     assert np.log2(np.divide(errors[:-1], errors[1:])) == pytest.approx(order, abs=0.15) and errors[1] < near
 
 @pytest.mark.parametrize("n", [1, 2, 18])
@@ -161,19 +161,54 @@ def test_one_step_by_hand():
     x, model = rand(5, dtype=torch.float64), Gaussian()
     X = x.numpy(); D = lambda x, t: 0.25 * x / (0.25 + t**2)
     slope = (X - D(X, 2)) / 2
-    assert np.allclose(euler(model, x, torch.tensor([2.0, 0.0])), D(X, 2)) and np.allclose(heun(model, x, torch.tensor([2.0, 0.0])), D(X, 2))
+    assert np.allclose(euler(model, x / 2, torch.tensor([2.0, 0.0])), D(X, 2)) and np.allclose(heun(model, x / 2, torch.tensor([2.0, 0.0])), D(X, 2))
     moved = X - slope
-    assert np.allclose(euler(model, x, [2.0, 1.0]), moved) and np.allclose(heun(model, x, [2.0, 1.0]), X - (slope + moved - D(moved, 1)) / 2)
+    assert np.allclose(euler(model, x / 2, [2.0, 1.0]), moved) and np.allclose(heun(model, x / 2, [2.0, 1.0]), X - (slope + moved - D(moved, 1)) / 2)
 
 @pytest.mark.parametrize("solver", [euler, heun])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_shape_type_and_the_states_on_the_way_are_kept(solver, dtype):
-    x = 80 * rand(2, 3, 4, 4, dtype=dtype)
-    path = solver(Gaussian(), x, karras_times(6), keep=True)
-    end = solver(Gaussian(), x, karras_times(6))
-    assert path.shape == (7, 2, 3, 4, 4) and path.dtype == end.dtype == dtype and torch.equal(path[0], x) and torch.equal(path[-1], end)
-    assert torch.allclose(solver(Gaussian(), x, karras_times(6)[:4]), path[3])      # part of the way
+    z = rand(2, 3, 4, 4, dtype=dtype)
+    path = solver(Gaussian(), z, karras_times(6), keep=True)
+    end = solver(Gaussian(), z, karras_times(6))
+    assert path.shape == (7, 2, 3, 4, 4) and path.dtype == end.dtype == dtype and torch.allclose(path[0], 80 * z) and torch.equal(path[-1], end)
+    assert torch.allclose(solver(Gaussian(), z, karras_times(6)[:4]), path[3])      # part of the way
 
 def test_times_given_as_numbers_are_not_rounded():
     x, times = rand(4, dtype=torch.float64), [1.1, 0.7, 0.3]
     assert torch.equal(heun(Gaussian(), x, times), heun(Gaussian(), x, torch.tensor(times, dtype=torch.float64)))
+
+# ---- one convention for noise: standard normal z, which the sampler scales itself
+
+@pytest.mark.parametrize("solver", [euler, heun])
+@pytest.mark.parametrize("scale, t", [(80, 80.0), (14.6, 14.6), (80, 20.0)])
+def test_noise_that_is_scaled_already_is_refused_with_its_size(solver, scale, t):
+    with pytest.raises(ValueError, match=f"not 1: samplers take standard normal z and scale it by times\\[0\\] = {t:g}"):
+        solver(Gaussian(), scale * rand(8, 1, 28, 28), [t, 1.0, 0.0])
+
+@pytest.mark.parametrize("t", [0.05, 0.5, 5.0, 80.0])
+def test_a_noisy_point_divided_by_its_level_passes_at_every_level_and_so_do_single_points_and_grids(t):
+    x = rand(16, 1, 8, 8).clamp(-1, 1) + t * torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    for z in (x / t, torch.tensor([[3.9]]), torch.zeros(2, 1), torch.linspace(-4, 4, 9)[:, None]): heun(Gaussian(), z, [t, t / 2, 0.0])
+
+def test_a_walk_begins_at_times_0_times_z():
+    z = rand(3, 2, dtype=torch.float64)
+    assert torch.equal(euler(Gaussian(), z, [5.0, 1.0], keep=True)[0], 5.0 * z)
+
+@pytest.mark.parametrize("times", [[1.0, 80.0], [80.0], [], [80.0, 80.0, 0.0], [80.0, -1.0], [float("inf"), 1.0], [80.0, float("nan"), 0.0], 80.0, [80.0, 0.0, 0.0]])
+def test_times_that_do_not_fall_are_refused(times):
+    with pytest.raises(ValueError, match="times must be positive and fall"): heun(Gaussian(), rand(2, 2), times)
+
+def test_what_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match="not finite"): heun(Gaussian(), torch.tensor([[float("nan")]]), [80.0, 0.0])
+
+def test_a_model_in_training_mode_walks_without_its_dropout_and_stays_as_it_was():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
+    net[0].eval()
+    class Model(torch.nn.Module):
+        def __init__(self): super().__init__(); self.net = net
+        def forward(self, x, t): return self.net(x)
+    model, z = Model().train(), rand(64, 2)
+    net[0].eval()
+    assert torch.equal(heun(model, z, [80.0, 1.0, 0.0]), heun(model, z, [80.0, 1.0, 0.0]))
+    assert model.training and net[1].training and not net[0].training

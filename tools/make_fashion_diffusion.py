@@ -52,7 +52,7 @@ def show(path):
     "64 samples of the shipped file, 18 Heun steps, seed 0."
     from PIL import Image
     z = torch.randn(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    sheet = tile(heun(checkpoints.load(path), 80 * z, karras_times(18)), ncol=16)[:, :, 0]
+    sheet = tile(heun(checkpoints.load(path), z, karras_times(18)), ncol=16)[:, :, 0]
     Image.fromarray(sheet).save(path.with_suffix(".png"))
 
 
