@@ -455,6 +455,7 @@ _NAMES = dict(weight=losses.WEIGHTS, metric=losses.METRICS, decay=["constant", "
 _BOUNDS = dict(kimg=(0, False), lr=(0, True), warmup_kimg=(0, True), decay_kimg=(0, True), c=(0, True),
                snapshot_kimg=(0, True), state_seconds=(-math.inf, True))
 
+# %% ../nbs/06_training.ipynb #0c0de00b
 def validated(config):
     "`config`, if a run can be made of it; ValueError with one sentence that names the setting."
     for name, names in _NAMES.items():
