@@ -170,6 +170,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'ect_nb.exercises._ends': ('noise.html#_ends', 'ect_nb/exercises.py'),
                                   'ect_nb.exercises._listening': ('symbols.html#_listening', 'ect_nb/exercises.py'),
                                   'ect_nb.exercises._recipe_errors': ('training.html#_recipe_errors', 'ect_nb/exercises.py'),
+                                  'ect_nb.exercises._second_times': ('sampling.html#_second_times', 'ect_nb/exercises.py'),
                                   'ect_nb.exercises._settled': ('diffusion.html#_settled', 'ect_nb/exercises.py'),
                                   'ect_nb.exercises._steps_to_half': ('training.html#_steps_to_half', 'ect_nb/exercises.py'),
                                   'ect_nb.exercises._stripe': ('diffusion.html#_stripe', 'ect_nb/exercises.py'),
