@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAMILY', 'NCSNPP', 'PositionalEmbedding', 'Dropout', 'shared_dropout', 'place_dropout', 'shares_dropout', 'answer',
-           'one_hot', 'classes_of', 'dtype_of', 'MLP', 'Linear', 'GroupNorm', 'Conv2d', 'Block', 'UNet', 'edm_cifar10',
-           'FourierEmbedding', 'Classifier']
+           'one_hot', 'classes_of', 'dtype_of', 'inside', 'MLP', 'Linear', 'GroupNorm', 'Conv2d', 'Block', 'UNet',
+           'edm_cifar10', 'FourierEmbedding', 'Classifier']
 
 # %% ../nbs/08_networks.ipynb #d9a00dab
 import math
@@ -138,6 +138,14 @@ def _whole(**named):
         if not each or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in each):
             raise ValueError(f"{name} is {value!r}: it must be a whole number above 0"
                              + (", one for each level" if each is value else ""))
+
+# %% ../nbs/08_networks.ipynb #5d0f2c16
+def inside(model):
+    "The module inside wrappers: torch.compile's, DataParallel, DistributedDataParallel."
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)): model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module): model = model._orig_mod
+        else: return model
 
 # %% ../nbs/08_networks.ipynb #cb0171a9
 class MLP(nn.Module):
