@@ -273,11 +273,12 @@ def check_drifting(drifting):
 
 # %% ../nbs/04_schedules.ipynb #ff0ab7ce
 from .diffusion import karras_times
-from .schedules import ConstantMapping, LogNormal, SigmoidMapping, Stages, plan
+from .schedules import LogNormal, SigmoidMapping, Stages, plan
+from .training import Config, validated
 
 # %% ../nbs/04_schedules.ipynb #eec4b8ee
 def _crossing(holds, low, high):
-    "The last number in [low, high] for which `holds` is true, by bisection; `low` if there is none."
+    "The last number in [low, high] for which `holds` is true, by bisection, else `low`."
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if holds(middle) else (low, middle)
@@ -302,7 +303,8 @@ def _edge_slips(cases, right):
     "What the usual slips give for each of the cases, {sentence: numbers}."
     free, rates = _borders(cases, low=-1.0), [b for *_, b in cases]
     return {
-        "Your level is negative: mind the sign in σ(−b t) = 1 / (1 + e^(+b t)).": [-t for t in right],
+        "Your level is negative: mind the sign in σ(−b t) = 1 / (1 + e^(+b t)).":
+            [-t for t in right],
         "Right where there is a border. But n(t) stays below 1 + k/2 where t > 0: "
         "at stages that ask for more no t > 0 has r = 0, so answer 0 there.": free,
         "Your formula gives −t, with the sign of b t turned round, "
@@ -396,9 +398,10 @@ def check_ict(f):
         if wrong and _close(wrong[0], 0.002):
             return "Where the step goes below 0 your r is 0.002, and 0 is wanted: floor at 0."
         if wrong:
-            return (f"Right on the grid; but {where} the step from t = {t[-low]:g} goes below 0, and "
-                    f"there your r is {wrong[0]:.3g}. Cut off at 0 before the power: an odd power of "
-                    "a negative number is negative, an even one lies above t, a broken one is NaN.")
+            return (f"Right on the grid; but {where} the step from t = {t[-low]:g} goes below 0, "
+                    f"and there your r is {wrong[0]:.3g}. Cut off at 0 before the power: an odd "
+                    "power of a negative number is negative, an even one lies above t, "
+                    "a broken one is NaN.")
 
 # %% ../nbs/04_schedules.ipynb #aa404b67
 def _beside(value, bar, unit=""):
@@ -407,23 +410,25 @@ def _beside(value, bar, unit=""):
     return f"{value:.{digits}f}{unit}"
 
 def _not_for_config(d):
-    "What `Config` would not take in a schedule, or None."
+    "What makes a schedule none that the task or the trainer takes, or None."
     if not isinstance(d, dict) or set(d) != {"mapping", "stages", "p_t", "kimg"}:
         return "Return a dict with the keys mapping, stages, p_t and kimg, as design() does."
-    if type(d["mapping"]) not in (SigmoidMapping, ConstantMapping):
-        return "The mapping should be a SigmoidMapping or a ConstantMapping, which Config takes."
     if not isinstance(d["stages"], Stages):
-        return "Give Stages(start, every, last) as stages, which is what Config takes."
+        return "Give Stages(start, every, last) as stages, of which plan can read the length."
     if d["kimg"] != 64:
         return f"kimg counts thousands of pictures: the budget is kimg = 64, not {d['kimg']}."
     if d["p_t"] == LogNormal(1.1):
         return ("The minus sign of P_mean got lost: it is −1.1, which is what LogNormal() has. "
                 "With +1.1 the median t is 3 instead of 0.33.")
     if d["p_t"] != LogNormal():
-        return "Leave p(t) as it is, p_t=LogNormal(): the mapping and the stages are yours to choose."
+        return "Leave p(t) as it is, p_t=LogNormal(): mapping and stages are yours to choose."
+    try:
+        validated(Config(**d))
+    except ValueError as error:
+        return f"The trainer does not take it: {error}."
 
 # %% ../nbs/04_schedules.ipynb #a1c0e405
-@check("A schedule to order: Config takes it, and it keeps all four of the conditions.")
+@check("A schedule to order: the trainer takes it, and it keeps all four of the conditions.")
 def check_schedule(f):
     "`my_schedule()`, read by `plan`."
     d = f()
@@ -445,8 +450,8 @@ def check_schedule(f):
                 "a quarter is wanted: set `last`, and a shorter `every` leaves it more.")
     clean = sum(r["images"] * (1 - r["share"]) for r in rows) / 640
     if clean < 15:
-        return (f"{_beside(clean, 15)}% of the rows of your run look at the clean picture; at least "
-                "15 % are wanted: which constant widens the band r = 0, or makes its stages longer?")
+        return (f"{_beside(clean, 15)}% of the rows of your run look at the clean picture; at "
+                "least 15 % are wanted: what widens the band r = 0, or makes its stages longer?")
 
 # %% ../nbs/05_weighting.ipynb #64c02a1c
 import math
@@ -532,7 +537,8 @@ def _root_values(S, y):
     if torch.allclose(y[large], want[large], rtol=1e-2):
         shifted = bool((y[large] != want[large]).all())
         for i in small:
-            told = f"at S = {S[i].item():.2g} it gives {y[i].item():.2g} and not {want[i].item():.2g}"
+            told = (f"at S = {S[i].item():.2g} it gives {y[i].item():.2g} "
+                    f"and not {want[i].item():.2g}")
             if y[i] > 1.01 * want[i]:
                 return f"{told}: a floor under S (a clamp) moves the small values. {only}"
             if y[i] < 0.99 * want[i] and shifted:
@@ -547,9 +553,9 @@ def _root_slope(S, slope):
     "A sentence if the derivatives `slope` at `S` are off; else None."
     want = torch.tensor([0.5 / math.sqrt(v) if v else 0.0 for v in S.tolist()]).to(S)
     if not slope.isfinite().all():
-        return ("the values are right, but the derivative at S = 0 is nan or infinite: mending what "
-                "comes out of the root is too late, since autograd also goes through the branch not "
-                "taken. Mend what goes in.")
+        return ("the values are right, but the derivative at S = 0 is nan or infinite: mending "
+                "what comes out of the root is too late, since autograd also goes through the "
+                "branch not taken. Mend what goes in.")
     if (slope[want > 0] == 0).any():
         i = int(((slope == 0) & (want > 0)).nonzero()[0])
         return (f"at S = {S[i].item():.2g} the derivative is 0 and should be {want[i].item():.2g}: "
@@ -570,7 +576,8 @@ def check_root(root):
         kept = S.clone().requires_grad_()
         y = root(kept)
         if not torch.is_tensor(y) or y.shape != S.shape:
-            return f"the answer should be a tensor of the shape {tuple(S.shape)}, one root for each S."
+            return (f"the answer should be a tensor of the shape {tuple(S.shape)}, "
+                    "one root for each S.")
         if not y.requires_grad:
             return "no gradient passes through it: leave out detach, item and no_grad."
         if not torch.equal(kept.detach(), S):
@@ -619,8 +626,8 @@ def _weight_slip(w, t, r, size, c_out):
     return next((s for s, value in slips.items() if _same_weight(w, value, 0.03)), None)
 
 # %% ../nbs/05_weighting.ipynb #b5c0e505
-@check("Here ‖Δ‖ is in the gradient, so the weight must undo the gap, the denoiser's speed and c_out, "
-       "whatever σ is; under √S it would be 1/c_out alone.")
+@check("Here ‖Δ‖ is in the gradient, so the weight must undo the gap, the denoiser's speed and "
+       "c_out, whatever σ is; under √S it would be 1/c_out alone.")
 def check_fitting_weight(fitting_weight):
     "`fitting_weight(t, r, sigma)`: the shares of eight groups of rows, for three sigma."
     for sigma in (0.5, 2.0, 0.1):
@@ -630,13 +637,14 @@ def check_fitting_weight(fitting_weight):
             return (f"the weight should be a tensor of the shape {tuple(t.shape)}, "
                     "one number for each row.")
         if not (w.isfinite() & (w > 0)).all():
-            return "some weights are negative, 0 or not finite: are t and r swapped? The gap is t − r."
+            return ("some weights are negative, 0 or not finite: are t and r swapped? "
+                    "The gap is t − r.")
         loud = (w.double() * size * c_out).view(8, -1).sum(1)
         share = loud / loud.sum()
         if share.max() / share.min() < 1.15:
             continue
         if sigma != 0.5 and _same_weight(w, fitting_weight(t, r), 1e-3):
-            return f"Right for σ = 0.5; with sigma = {sigma:g} nothing changes, so sigma is not used."
+            return f"Right at σ = 0.5; for {sigma:g} nothing changes: sigma is not used."
         i, j = int(share.argmax()), int(share.argmin())
         edges = [0.0, *t.view(8, -1)[1:, 0].tolist(), math.inf]
         return _weight_slip(w, t, r, size, c_out) or (
