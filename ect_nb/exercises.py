@@ -273,154 +273,384 @@ def check_drifting(drifting):
 
 # %% ../nbs/04_schedules.ipynb #ff0ab7ce
 from .diffusion import karras_times
-from .schedules import LogNormal, SigmoidMapping, plan
+from .schedules import LogNormal, SigmoidMapping, Stages, plan
+from .training import Config, validated
 
 # %% ../nbs/04_schedules.ipynb #eec4b8ee
-def _border(stage, q, k, b):
-    "The largest t with r = 0, by bisection."
-    low, high = 0.0, 1e3
-    for _ in range(80):
-        mid = (low + high) / 2
-        low, high = (mid, high) if SigmoidMapping(q, k=k, b=b)(torch.tensor(mid, dtype=torch.float64), stage) == 0 else (low, mid)
+def _crossing(holds, low, high):
+    "The last number in [low, high] for which `holds` is true, by bisection, else `low`."
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
     return low
 
-@check("That is the border in closed form. At most half of k counts, so with q = 2 and k = 8 it is gone from stage 2 on.")
+def _gap_share(t, stage, q, k, b, one=1.0):
+    "q^-(stage + 1) (`one` + k σ(-b t)) at a number t of either sign; `one` = 1 in the mapping."
+    n = SigmoidMapping(q, k=k, b=b).n(torch.tensor(t, dtype=torch.float64))
+    return q ** -(stage + 1) * float(n - 1 + one)
+
+def _borders(cases, low=0.0, one=1.0):
+    "For each (stage, q, k, b) the last t above `low` / b with a gap of t or more, else 0."
+    found = []
+    for case in cases:
+        reach = 60 / case[-1]
+        at = _crossing(lambda t: _gap_share(t, *case, one=one) >= 1, low * reach, reach)
+        found.append(at if at > low * reach else 0.0)
+    return found
+
+# %% ../nbs/04_schedules.ipynb #a1c0e402
+def _edge_slips(cases, right):
+    "What the usual slips give for each of the cases, {sentence: numbers}."
+    free, rates = _borders(cases, low=-1.0), [b for *_, b in cases]
+    return {
+        "Your level is negative: mind the sign in σ(−b t) = 1 / (1 + e^(+b t)).":
+            [-t for t in right],
+        "Right where there is a border. But n(t) stays below 1 + k/2 where t > 0: "
+        "at stages that ask for more no t > 0 has r = 0, so answer 0 there.": free,
+        "Your formula gives −t, with the sign of b t turned round, "
+        "and where there is no border it should say 0.": [-t for t in free],
+        "Look at b: it multiplies t in σ(−b t), so at the end you divide by it.":
+            [t * b * b for t, b in zip(right, rates)],
+        "You left b out: σ(−b t) gives b t, not t.": [t * b for t, b in zip(right, rates)],
+        "The logarithm is the natural one.": [t / math.log(10) for t in right],
+        "You solved k σ(−b t) = q^(stage+1). The 1 in n(t) = 1 + k σ(−b t) got lost.":
+            _borders(cases, one=0.0)}
+
+# %% ../nbs/04_schedules.ipynb #a1c0e401
+@check("That is the border, to five digits, also for constants that this page does not show.")
 def check_edge(f):
-    cases = [(0, 2.0, 8.0, 1.0), (1, 2.0, 8.0, 1.0), (0, 4.0, 16.0, 0.5), (0, 2.0, 3.0, 2.0), (2, 2.0, 8.0, 1.0)]
-    try: got = [f(*case) for case in cases]
-    except ZeroDivisionError: return "You divide by 0 at stage 0: is the exponent stage + 1, as in the released code?"
-    e = [_border(*case) for case in cases]
-    m = [q ** (s + 1) - 1 for s, q, _, _ in cases]
-    ks, bs = [c[2] for c in cases], [c[3] for c in cases]
-    free = [math.log(k / a - 1) / b for k, a, b in zip(ks, m, bs)]
-    slips = {"Your level is negative: mind the sign in σ(−b t) = 1 / (1 + e^(+b t)).": [-v for v in e],
-             "Right where there is a border. But n(t) never exceeds 1 + k/2, so at stage 2 no t > 0 has r = 0: answer 0 there.": free,
-             "Your formula gives −t, with the sign of b t turned round, and where there is no border it should say 0.": [-v for v in free],
-             "Look at b: it multiplies t in σ(−b t), so at the end you divide by it.": [v * b * b for v, b in zip(e, bs)],
-             "You left b out: σ(−b t) gives b t, not t.": [v * b for v, b in zip(e, bs)],
-             "You solved k σ(−b t) = q^(stage+1). The 1 in n(t) = 1 + k σ(−b t) got lost.": [math.log(k / (a + 1) - 1) / b if k > 2 * (a + 1) else 0.0 for k, a, b in zip(ks, m, bs)]}
-    return compare(got, e, slips, what="the border")
+    "`edge(stage, q, k, b)`, held against a bisection."
+    cases = [(0, 2.0, 8.0, 1.0), (1, 2.0, 8.0, 1.0), (2, 2.0, 8.0, 1.0), (0, 4.0, 16.0, 0.5),
+             (0, 2.0, 3.0, 2.0), (1, 1.5, 20.0, 0.002), (4, 1.2, 9.0, 40.0), (3, 3.0, 8.0, 1.0)]
+    nowhere = ("Where q^(stage+1) is larger than n(t) can be, no t > 0 has r = 0: "
+               "answer 0 there, before you take the logarithm of a negative number.")
+    try:
+        got = [float(f(*case)) for case in cases]
+    except ZeroDivisionError:
+        return "You divide by 0 at stage 0: is the exponent stage + 1, as in the released code?"
+    except ValueError:
+        return nowhere
+    if not all(map(math.isfinite, got)):
+        return nowhere
+    right = _borders(cases)
+    said = compare(got, right, _edge_slips(cases, right), "the border", rtol=1e-5, atol=1e-8)
+    if said and torch.allclose(torch.tensor(got[:5]), torch.tensor(right[:5]), 1e-2, 1e-2):
+        return ("Near for the constants of this page, and off for others, as a search in steps is: "
+                "solve q^−(stage+1) n(t) = 1 for t.")
+    return said
 
 # %% ../nbs/04_schedules.ipynb #bd0d7371
-@check("A grid as a mapping: one step in t^(1/rho), then back. Any p(t) can be used with it now.")
+def _one_step(n, rho, parts=4):
+    """Levels t of n levels from 80 to 0.002, even in t^(1/rho), cut `parts` times finer, and r.
+
+    r is one whole step further down. The last rows lie so low that the step ends below 0."""
+    fine = karras_times((n - 1) * parts + 1, rho=rho)[:-1]
+    low = torch.tensor([0.01, 1e-12] if n < 10 else [1e-12], dtype=torch.float64)
+    return torch.cat([fine[:-parts], low]), torch.cat([fine[parts:], 0 * low]), len(low)
+
+def _walk(f, n, rho):
+    "The levels that `f` passes from 80 down, n steps."
+    levels = [torch.tensor([80.0], dtype=torch.float64)]
+    for _ in range(n):
+        levels.append(torch.as_tensor(f(levels[-1], n, rho)).reshape(1))
+    return [float(level) for level in levels]
+
+def _close(a, b):
+    a, b = (torch.as_tensor(v, dtype=torch.float64) for v in (a, b))
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-9)
+
+# %% ../nbs/04_schedules.ipynb #a1c0e403
+def _ict_slip(f, got, t, r, n, rho):
+    "The sentence of the slip that explains `got`, or None."
+    walk, grid = _walk(f, n, rho), karras_times(n, rho=rho)
+    even = (t - (80 - 0.002) / (n - 1)).clamp(min=0)
+    snapped = (got[:, None] - grid).abs().amin(1) < 1e-9 * (1 + got)
+    slips = {
+        "That is the gap t − r, not r.": _close(got, t - r),
+        "That is a step up: from t the mapping goes down, towards 0.": bool((got > t).all()),
+        "You stepped in t itself. The grid is even in t^(1/rho).": _close(got, even),
+        "That is r^(1/rho): come back to noise levels with the rho-th power.":
+            _close(got, r ** (1 / rho)),
+        "rho was not used: it gives the same r for another rho.": _close(got, f(t, n, rho + 4)),
+        "Your r is always a level of the grid itself. Let any t go one step down, "
+        "from where it stands, also between the levels.": bool(snapped.all()),
+        "n levels have n − 1 gaps between them; you divided by n.": _close(walk[n], 0.002),
+        "From 80 your n − 1 steps end at 0, and the grid ends at 0.002: "
+        "it is the way from 80^(1/rho) to 0.002^(1/rho) that has n − 1 parts.":
+            _close(walk[n - 2], 80 * float(n - 1) ** -rho)}
+    return next((sentence for sentence, found in slips.items() if found), None)
+
+# %% ../nbs/04_schedules.ipynb #a1c0e404
+@check("A grid as a mapping: any t goes one step down in t^(1/rho), whatever n and rho.")
 def check_ict(f):
-    n, rho, low = (2, 3, 11, 18, 1281), 7.0, torch.tensor([1e-4, 0.01, 0.2], dtype=torch.float64)
-    grids = [karras_times(k).double() for k in n]
-    t = [torch.cat([g[:-2], low[:3 if k < 4 else 0]]) for g, k in zip(grids, n)]
-    r = [torch.cat([g[1:-1], torch.zeros(3 if k < 4 else 0, dtype=torch.float64)]) for g, k in zip(grids, n)]
-    steps = [(80.0 ** (1 / rho) - 0.002 ** (1 / rho)) / (k - 1) for k in n]
-    share = lambda make: torch.cat([make(a, h, k) / a for a, h, k in zip(t, steps, n)])
-    given = [torch.as_tensor(f(a, k)) for a, k in zip(t, n)]
-    for a, b in zip(t, given):
-        if b.shape != a.shape: return f"For {len(a)} noise levels your r has the shape {tuple(b.shape)}: return one r for each t."
-    slips = {"Where the step goes below 0 your r is negative: cut off at 0 before you take the power.": share(lambda a, h, k: (a ** (1 / rho) - h).sgn() * (a ** (1 / rho) - h).abs() ** rho),
-             "That is the gap t − r, not r.": 1 - torch.cat([b / a for a, b in zip(t, r)]),
-             "n levels have n − 1 gaps between them; you divided by n.": share(lambda a, h, k: (a ** (1 / rho) - h * (k - 1) / k).clamp(min=0) ** rho),
-             "You stepped in t itself. The grid is even in t^(1/rho).": share(lambda a, h, k: (a - (80 - 0.002) / (k - 1)).clamp(min=0)),
-             "That is r^(1/rho): come back to noise levels with the rho-th power.": share(lambda a, h, k: (a ** (1 / rho) - h).clamp(min=0))}
-    said = compare(torch.cat([b / a for a, b in zip(t, given)]), torch.cat([b / a for a, b in zip(t, r)]), slips, what="r / t", rtol=1e-2, atol=1e-4)
-    third = karras_times(18, rho=3.0).double()[:-1]          # the grid of another rho
-    return said or compare(f(third[:-1], 18, 3.0), third[1:], {"rho was not used: with rho = 3 your r is still that of rho = 7.": (third[:-1] ** (1 / rho) - steps[3]).clamp(min=0) ** rho}, what="r for rho = 3", rtol=1e-3)
+    "`ict(t, n, rho)`, held against the grid of 02 cut finer."
+    for n, rho in ((11, 7.0), (2, 7.0), (18, 3.0), (6, 2.0), (9, 2.5), (41, 7.0), (2, 3.0)):
+        t, r, low = _one_step(n, rho)
+        got = torch.as_tensor(f(t, n) if rho == 7 else f(t, n, rho)).detach().double()
+        where = f"with n = {n} and rho = {rho:g}"
+        if got.shape != t.shape:
+            return (f"For {len(t)} noise levels your r has the shape {tuple(got.shape)}: "
+                    "return one r for each t.")
+        if not _close(got[:-low] / t[:-low], r[:-low] / t[:-low]):
+            slip = _ict_slip(f, got[:-low], t[:-low], r[:-low], n, rho)
+            return slip or compare(got / t, r / t, what=f"{where} r / t")
+        wrong = [float(v) for v in got[-low:] if not abs(v) < 1e-15]
+        if wrong and _close(wrong[0], 0.002):
+            return "Where the step goes below 0 your r is 0.002, and 0 is wanted: floor at 0."
+        if wrong:
+            return (f"Right on the grid; but {where} the step from t = {t[-low]:g} goes below 0, "
+                    f"and there your r is {wrong[0]:.3g}. Cut off at 0 before the power: an odd "
+                    "power of a negative number is negative, an even one lies above t, "
+                    "a broken one is NaN.")
 
 # %% ../nbs/04_schedules.ipynb #aa404b67
-@check("A schedule to order: it begins with one foot in diffusion, goes down gently, and takes its time at the end.")
+def _beside(value, bar, unit=""):
+    "`value` with as many digits as it takes to tell it from the bar."
+    digits = next((d for d in range(1, 9) if round(value, d) != round(bar, d)), 9)
+    return f"{value:.{digits}f}{unit}"
+
+def _not_for_config(d):
+    "What makes a schedule none that the task or the trainer takes, or None."
+    if not isinstance(d, dict) or set(d) != {"mapping", "stages", "p_t", "kimg"}:
+        return "Return a dict with the keys mapping, stages, p_t and kimg, as design() does."
+    if not isinstance(d["stages"], Stages):
+        return "Give Stages(start, every, last) as stages, of which plan can read the length."
+    if d["kimg"] != 64:
+        return f"kimg counts thousands of pictures: the budget is kimg = 64, not {d['kimg']}."
+    if d["p_t"] == LogNormal(1.1):
+        return ("The minus sign of P_mean got lost: it is −1.1, which is what LogNormal() has. "
+                "With +1.1 the median t is 3 instead of 0.33.")
+    if d["p_t"] != LogNormal():
+        return "Leave p(t) as it is, p_t=LogNormal(): mapping and stages are yours to choose."
+    try:
+        validated(Config(**d))
+    except ValueError as error:
+        return f"The trainer does not take it: {error}."
+
+# %% ../nbs/04_schedules.ipynb #a1c0e405
+@check("A schedule to order: the trainer takes it, and it keeps all four of the conditions.")
 def check_schedule(f):
+    "`my_schedule()`, read by `plan`."
     d = f()
-    if not isinstance(d, dict) or set(d) != {"mapping", "stages", "p_t", "kimg"}: return "Return a dict with the keys mapping, stages, p_t and kimg, as design() does."
-    if d["kimg"] != 64: return f"kimg counts thousands of pictures: the budget is kimg = 64, not {d['kimg']}."
-    if d["p_t"] == LogNormal(1.1): return "The minus sign of P_mean got lost: it is −1.1, which is what LogNormal() has. With +1.1 the median t is 3 instead of 0.33."
-    if d["p_t"] != LogNormal(): return "Leave p(t) as it is, p_t=LogNormal(): the mapping and the stages are yours to choose."
-    if d["stages"].start != 0: return f"The run should start at stage 0, not {d['stages'].start}."
+    if said := _not_for_config(d):
+        return said
+    if d["stages"].start != 0:
+        return f"The run should start at stage 0, not {d['stages'].start}."
     rows = plan(**d)
-    clean, last = sum(r["images"] * (1 - r["share"]) for r in rows) / 64_000, rows[-1]
-    if last["gap"] > 0.02: return f"The run ends at stage {last['stage']} with a mean gap of {last['gap']:.1%}; at most 2 % is wanted: more stages, or a larger q."
+    last, gap = rows[-1], 100 * rows[-1]["gap"]
+    if gap > 2:
+        return (f"The run ends at stage {last['stage']} with a mean gap of {_beside(gap, 2)} %; "
+                "at most 2 % is wanted: more stages, or a larger q.")
     for a, b in zip(rows, rows[1:]):
-        if a["gap"] > 3 * b["gap"]: return f"From stage {a['stage']} to {b['stage']} the mean gap shrinks {a['gap'] / b['gap']:.1f} times; at most 3 is wanted: a smaller q."
-    if last["images"] < 16_000: return f"The last stage, {last['stage']}, lasts {last['images']:,} pictures of 64,000; a quarter is wanted: set `last`, and a shorter `every` leaves it more."
-    if clean < 0.15: return f"{clean:.1%} of the rows of your run look at the clean picture; at least 15 % are wanted: which constant widens the band r = 0, or makes its stages longer?"
+        if (times := a["gap"] / b["gap"]) > 3:
+            return (f"From stage {a['stage']} to {b['stage']} the mean gap shrinks "
+                    f"{_beside(times, 3)} times; at most 3 is wanted: a smaller q.")
+    if last["images"] < 16_000:
+        return (f"The last stage, {last['stage']}, lasts {last['images']:,} pictures of 64,000; "
+                "a quarter is wanted: set `last`, and a shorter `every` leaves it more.")
+    clean = sum(r["images"] * (1 - r["share"]) for r in rows) / 640
+    if clean < 15:
+        return (f"{_beside(clean, 15)}% of the rows of your run look at the clean picture; at "
+                "least 15 % are wanted: what widens the band r = 0, or makes its stages longer?")
 
 # %% ../nbs/05_weighting.ipynb #64c02a1c
 import math
 import torch
 from .analytic import GaussianMixture
+from .diffusion import Precond
 from .losses import edm, inverse_gap
 from .schedules import LogNormal, SigmoidMapping
 
 # %% ../nbs/05_weighting.ipynb #9dde8a22
-@check("The whole method in two lines: sum over the row, measure, divide by the gap, and let nothing flow into the target.")
-def check_row_loss(row_loss):
-    dice = torch.Generator().manual_seed(1)
-    f_t, f_r = (torch.randn(4, 1, 3, 3, generator=dice).requires_grad_() for _ in "tr")
-    t, r, c = torch.tensor([0.1, 0.5, 2.0, 80.0]), torch.tensor([0.08, 0.1, 1.9, 60.0]), 0.3
-    S, gap = torch.tensor([sum((a - b) ** 2 for a, b in zip(x.flatten().tolist(), y.flatten().tolist())) for x, y in zip(f_t, f_r)]), t - r
-    d = (S + c**2).sqrt() - c
-    said = compare(row_loss(f_t, f_r, t, r, c), d / gap, {
-        "That is the mean over the values of a row; the metric sums them: c and the weight are meant for the sum.": ((S / 9 + c**2).sqrt() - c) / gap,
+def _row_slips(delta, gap, t, c):
+    "What the usual slips give for differences `delta`, lists of numbers, {sentence: losses}."
+    S = torch.tensor([math.fsum(v * v for v in row) for row in delta])
+    each = [[math.sqrt(v * v + c * c) - c for v in row] for row in delta]
+    d = (S + c * c).sqrt() - c
+    return {
+        "That is the mean over the values of a row; the metric sums them: "
+        "c and the weight are meant for the sum.":
+            ((S / len(delta[0]) + c * c).sqrt() - c) / gap,
         "Every loss is negative: t and r are swapped in the weight, which is 1/(t − r).": -d / gap,
         "That is the squared metric: take the root √(S + c²) and subtract c.": S / gap,
         "The − c is missing: equal answers must have the loss 0.": (d + c) / gap,
-        "The root is taken of every value and then summed: sum the squares of the row first, then one root for the whole row.": torch.tensor([sum(math.sqrt((a - b) ** 2 + c**2) - c for a, b in zip(x.flatten().tolist(), y.flatten().tolist())) for x, y in zip(f_t, f_r)]) / gap,
+        "The root is taken of every value and then summed: "
+        "sum the squares of the row first, then one root for the whole row.":
+            torch.tensor([math.fsum(row) for row in each]) / gap,
+        "That is the sum of |Δ|: the distance is one root over the sum of the squares of a row.":
+            torch.tensor([math.fsum(map(abs, row)) for row in delta]) / gap,
         "That is the weight 1/t: ECT divides by the gap t − r.": d / t,
         "c goes into the root as its square, √(S + c²).": ((S + c).sqrt() - c) / gap,
         "The weight multiplies, w = 1/(t − r): divide by the gap, do not multiply by it.": d * gap,
-        "The weight is missing: divide by the gap t − r.": d,
-        "One number for the whole batch: keep the rows apart, sum over the values of each (flatten(1), then dim 1).": (d / gap).sum()}, "the loss", rtol=1e-4)
-    if said: return said
-    said = compare(row_loss(f_t, f_r, t, r), S.sqrt() / gap, what="the loss at c = 0", rtol=1e-4)
-    if said: return said
-    loss = row_loss(f_t, f_r, t, r, c).sum()
-    flows = torch.autograd.grad(loss, [f_t, f_r], allow_unused=True) if loss.requires_grad else (None, None)
-    if flows[0] is None: return "The numbers are right, but no gradient reaches f_t: detach the target f_r only, and nothing else."
-    if flows[1] is not None and flows[1].abs().max() > 0: return "The numbers are right, but the gradient also flows into f_r: the target is taken as given, so detach it."
+        "The weight is missing: divide by the gap t − r.": d}
+
+# %% ../nbs/05_weighting.ipynb #b5c0e500
+def _batch_slips(delta, gap, c):
+    "What comes out when rows are mixed, {sentence: losses}."
+    S = torch.tensor([math.fsum(v * v for v in row) for row in delta])
+    apart = "Keep the rows apart: sum over the values of each row (flatten(1), then dim 1)"
+    loss = ((S + c * c).sqrt() - c) / gap
+    return {
+        f"S is summed over the whole batch. {apart}.": ((S.sum() + c * c).sqrt() - c) / gap,
+        f"S is a mean over the whole batch. {apart}.":
+            ((S.sum() / len(S) / len(delta[0]) + c * c).sqrt() - c) / gap,
+        f"One number for the whole batch. {apart}.": loss.sum(),
+        f"One number for the whole batch, its mean. {apart}.": loss.mean()}
+
+# %% ../nbs/05_weighting.ipynb #b5c0e501
+@check("The whole loss in two lines. Whether its gradient lives where Δ = 0 and c = 0 "
+       "is the question of the next exercise.")
+def check_row_loss(row_loss):
+    "`row_loss(f_t, f_r, t, r, c)`, held against sums number by number, and its gradients."
+    dice = torch.Generator().manual_seed(1)
+    for shape, c in (((4, 1, 3, 3), 0.3), ((3, 2, 2, 4), 1.7), ((4, 3, 2, 2), 0.0)):
+        f_t, f_r = (torch.randn(shape, generator=dice).requires_grad_() for _ in "tr")
+        t = torch.tensor([0.1, 0.5, 2.0, 80.0][:len(f_t)])
+        gap = torch.tensor([0.02, 0.4, 0.1, 20.0][:len(f_t)])
+        pairs = zip(f_t.flatten(1).tolist(), f_r.flatten(1).tolist())
+        delta = [[a - b for a, b in zip(*pair)] for pair in pairs]
+        S = torch.tensor([math.fsum(v * v for v in row) for row in delta])
+        got = row_loss(f_t, f_r, t, t - gap, c) if c else row_loss(f_t, f_r, t, t - gap)
+        slips = _row_slips(delta, gap, t, c) | _batch_slips(delta, gap, c)
+        want = ((S + c * c).sqrt() - c) / gap
+        if said := compare(got, want, slips, f"at c = {c:g} the loss", rtol=1e-4):
+            return said
+        flows = (None, None)
+        if got.requires_grad:
+            flows = torch.autograd.grad(got.sum(), [f_t, f_r], allow_unused=True)
+        if flows[0] is None:
+            return "The numbers are right, but no gradient reaches f_t: detach f_r only."
+        if flows[1] is not None and flows[1].abs().max() > 0:
+            return ("The numbers are right, but the gradient also flows into f_r: "
+                    "the target is taken as given, so detach it.")
 
 # %% ../nbs/05_weighting.ipynb #f6465900
-@check("Nothing infinite enters the graph, so nothing has to be mended afterwards. The same trick guards every 0/0 under autograd.")
+def _root_values(S, y):
+    "A sentence if the roots `y` of `S`, the first of them 0, are off; else None."
+    want = torch.tensor([math.sqrt(v) for v in S.tolist()]).to(S)
+    only = "Let only the zeros be treated apart."
+    if y[0] != 0 and y[0].isfinite():
+        return (f"at S = 0 it gives {y[0].item():.2g} and not 0: an ε inside the root, "
+                f"or a floor under S, moves the small values. {only}")
+    small = [i for i, v in enumerate(S.tolist()) if 0 < v < 1e-3]
+    large = [i for i, v in enumerate(S.tolist()) if v > 1e-3]
+    if torch.allclose(y[large], want[large], rtol=1e-2):
+        shifted = bool((y[large] != want[large]).all())
+        for i in small:
+            told = (f"at S = {S[i].item():.2g} it gives {y[i].item():.2g} "
+                    f"and not {want[i].item():.2g}")
+            if y[i] > 1.01 * want[i]:
+                return f"{told}: a floor under S (a clamp) moves the small values. {only}"
+            if y[i] < 0.99 * want[i] and shifted:
+                return ("An ε inside the root shifts every value a little "
+                        f"and leaves a huge slope at 0. {only}")
+            if y[i] < 0.99 * want[i]:
+                return f"{told}: a threshold cuts off small differences. {only}"
+    return compare(y, want, what="the root", rtol=1e-5, atol=0)
+
+# %% ../nbs/05_weighting.ipynb #b5c0e503
+def _root_slope(S, slope):
+    "A sentence if the derivatives `slope` at `S` are off; else None."
+    want = torch.tensor([0.5 / math.sqrt(v) if v else 0.0 for v in S.tolist()]).to(S)
+    if not slope.isfinite().all():
+        return ("the values are right, but the derivative at S = 0 is nan or infinite: mending "
+                "what comes out of the root is too late, since autograd also goes through the "
+                "branch not taken. Mend what goes in.")
+    if (slope[want > 0] == 0).any():
+        i = int(((slope == 0) & (want > 0)).nonzero()[0])
+        return (f"at S = {S[i].item():.2g} the derivative is 0 and should be {want[i].item():.2g}: "
+                "a clamp or a threshold cuts off small differences, and late stages live on those.")
+    twice = "Twice too steep: that is what `adaptive` does, with the denominator held constant."
+    slips = {twice: 2 * want,
+             "The derivative is cut somewhere: it is 1/(2√S) for every S > 0.": want.clamp(max=1e4)}
+    return compare(slope, want, slips, "the derivative", rtol=1e-5, atol=0)
+
+# %% ../nbs/05_weighting.ipynb #b5c0e502
+@check("Nothing infinite enters the graph, so nothing has to be mended afterwards. "
+       "The same trick guards every 0/0 under autograd.")
 def check_root(root):
-    S = torch.tensor([0.0, 1e-30, 1e-12, 0.25, 4.0, 0.0], dtype=torch.float64)
-    kept = S.clone().requires_grad_()
-    y = root(kept)
-    if not torch.is_tensor(y) or y.shape != S.shape: return f"the answer should be a tensor of the shape {tuple(S.shape)}, one root for each S."
-    if not y.requires_grad: return "no gradient passes through it: leave out detach, item and no_grad."
-    want, slopes = torch.tensor([0, 1e-15, 1e-6, 0.5, 2, 0]).double(), torch.tensor([0, 5e14, 5e5, 1, 0.25, 0]).double()
-    if not torch.equal(kept.detach(), S): return "S itself was changed: make a new tensor instead of writing into the one you were given."
-    if y[0] != 0 and y[0].isfinite(): return f"at S = 0 it gives {y[0].item():.2g} and not 0: an ε inside the root, or a floor under S, moves the small values. Let only the zeros be treated apart."
-    if torch.allclose(y[3:5], want[3:5], rtol=1e-2):
-        if y[1] > 1.01e-15: return f"at S = 1e-30 it gives {y[1].item():.2g} and not 1e-15: a floor under S (a clamp) moves the small values. Treat only the zeros apart."
-        if y[2] < 0.99e-6 and y[3] != 0.5: return "An ε inside the root shifts every value a little and leaves a huge slope at 0: treat only the zeros apart."
-        if y[1] < 0.99e-15: return f"at S = 1e-30 it gives {y[1].item():.2g} and not 1e-15: a threshold cuts off small differences. Treat only the zeros apart."
-    said = compare(y, want, what="the root", rtol=1e-5, atol=0)
-    if said: return said
-    slope, = torch.autograd.grad(y.sum(), kept)
-    if not slope.isfinite().all(): return "the values are right, but the derivative at S = 0 is nan or infinite: mending what comes out of the root is too late, since autograd also goes through the branch not taken. Mend what goes in."
-    if (slope[1:3] == 0).any(): return "at S = 1e-30 or 1e-12 the derivative is 0 and should be 5e14 or 5e5: a clamp or a threshold cuts off small differences, and late stages live on those."
-    return compare(slope, slopes, {"Twice too steep: that is what `adaptive` does, with the denominator held constant.": 2 * slopes, "The derivative is cut somewhere: it is 1/(2√S) for every S > 0.": slopes.clamp(max=1e4)}, "the derivative", rtol=1e-5, atol=0)
+    "`root(S)`, its values and its derivative, in both precisions."
+    for values, kind in (([0, 1e-30, 1e-12, 0.25, 4, 0], torch.float64),
+                         ([0, 3.0, 2e-18, 0, 0.07, 1e-8, 50.0], torch.float32)):
+        S = torch.tensor(values, dtype=kind)
+        kept = S.clone().requires_grad_()
+        y = root(kept)
+        if not torch.is_tensor(y) or y.shape != S.shape:
+            return (f"the answer should be a tensor of the shape {tuple(S.shape)}, "
+                    "one root for each S.")
+        if not y.requires_grad:
+            return "no gradient passes through it: leave out detach, item and no_grad."
+        if not torch.equal(kept.detach(), S):
+            return ("S itself was changed: make a new tensor instead of writing into the one "
+                    "you were given.")
+        slope, = torch.autograd.grad(y.sum(), kept)
+        if said := _root_values(S, y.detach()) or _root_slope(S, slope):
+            return said
 
 # %% ../nbs/05_weighting.ipynb #d018a508
-@check("Here ‖Δ‖ is in the gradient, so the weight must undo the gap, the denoiser's speed and c_out; under √S it would be 1/c_out alone.")
+def _rows_of(sigma, n=256, stage=8):
+    """n rows just apart, on normal data of standard deviation `sigma`: t, r, ‖Δ‖ and c_out.
+
+    ‖Δ‖ is the root mean square of one value, measured on the known denoiser, which is linear;
+    c_out is what the wrapper adds to nothing for a network that answers 1."""
+    t = LogNormal().quantile((torch.arange(n) + 0.5) / n)
+    r, denoise = SigmoidMapping()(t, stage), GaussianMixture([[0.0]], [sigma]).denoise
+    data = torch.full((n, 1), float(sigma)).to(t)
+    by_data = denoise(data, t) - denoise(data, r)
+    by_noise = denoise(t[:, None], t) - denoise(r[:, None], r)
+    c_out = Precond(lambda x, c: torch.ones_like(x), sigma)(0 * data, t)
+    return t, r, torch.hypot(by_data, by_noise)[:, 0], c_out[:, 0]
+
+def _same_weight(a, b, rtol):
+    "Whether two weights are the same up to a constant factor."
+    a, b = (v.double() / v.double().log().mean().exp() for v in (a, b))
+    return torch.allclose(a, b, rtol=rtol)
+
+# %% ../nbs/05_weighting.ipynb #b5c0e504
+def _weight_slip(w, t, r, size, c_out):
+    "The sentence of the usual slip that the weight `w` is, or None."
+    gap = t - r
+    slips = {
+        "That is EDM's weight, fair where r = 0. Just below t, ‖Δ‖ is proportional to the gap: "
+        "start from the three factors.": edm(t, r),
+        "That is ECT's weight, nearly fair to √S. "
+        "The squared metric has one factor more, its slope 2‖Δ‖.": inverse_gap(t, r),
+        "The network's factor c_out(t) is missing: rows with little noise stay quiet.": 1 / size,
+        "‖Δ‖ is not the gap alone: it also holds σ²/(σ² + t²), by which the denoiser slows down "
+        "where there is much noise.": 1 / (gap * c_out),
+        "That is fair to √S; the square has ‖Δ‖ in its slope as well.": 1 / c_out,
+        "The gap t − r is missing from ‖Δ‖.": gap / (size * c_out),
+        "That is the loudness itself: the weight is one over it.": size * c_out,
+        "The square of ‖Δ‖ is the loss; what pulls is its slope, 2‖Δ‖, so one power is enough.":
+            1 / (size**2 * c_out)}
+    return next((s for s, value in slips.items() if _same_weight(w, value, 0.03)), None)
+
+# %% ../nbs/05_weighting.ipynb #b5c0e505
+@check("Here ‖Δ‖ is in the gradient, so the weight must undo the gap, the denoiser's speed and "
+       "c_out, whatever σ is; under √S it would be 1/c_out alone.")
 def check_fitting_weight(fitting_weight):
-    sigma, D, n = 0.5, 256, 256
-    dice, t = torch.Generator().manual_seed(2), LogNormal().quantile((torch.arange(n) + 0.5) / n)
-    r, f = SigmoidMapping()(t, 8), GaussianMixture(torch.zeros(1, D), [sigma]).denoise
-    x0, eps = (torch.randn(n, D, generator=dice, dtype=torch.float64) for _ in "xe")
-    size = (f(sigma * x0 + t[:, None] * eps, t) - f(sigma * x0 + r[:, None] * eps, r)).norm(dim=1)
-    w, speed, network = fitting_weight(t, r), sigma**2 / (sigma**2 + t**2), t * sigma / (sigma**2 + t**2).sqrt()
-    if not torch.is_tensor(w) or w.shape != t.shape: return f"the weight should be a tensor of the shape {tuple(t.shape)}, one number for each row."
-    if not (w.isfinite() & (w > 0)).all(): return "some weights are negative, 0 or not finite: are t and r swapped? The gap is t − r."
-    share = (w.double() * 2 * size * network).view(8, -1).sum(1) / (w.double() * 2 * size * network).sum()
-    if share.max() / share.min() < 1.15: return None
-    slips = {"That is EDM's weight, fair where r = 0. Just below t, ‖Δ‖ is proportional to the gap: start from the three factors.": edm(t, r),
-             "That is ECT's weight, nearly fair to √S. The squared metric has one factor more, its slope 2‖Δ‖.": inverse_gap(t, r),
-             "The network's factor c_out(t) is missing: rows with little noise stay quiet.": 1 / ((t - r) * speed),
-             "‖Δ‖ is not the gap alone: it also holds σ²/(σ² + t²), by which the denoiser slows down where there is much noise.": 1 / ((t - r) * network),
-             "That is fair to √S; the square has ‖Δ‖ in its slope as well.": 1 / network,
-             "The gap t − r is missing from ‖Δ‖.": 1 / (speed * network),
-             "That is the loudness itself: the weight is one over it.": (t - r) * speed * network,
-             "The square of ‖Δ‖ is the loss; what pulls is its slope, 2‖Δ‖, so one power is enough.": 1 / (((t - r) * speed) ** 2 * network)}
-    scale = lambda v: v.double() / v.double().log().mean().exp()
-    for sentence, value in slips.items():
-        if torch.allclose(scale(w), scale(value), rtol=1e-3): return sentence
-    i, j, edges = int(share.argmax()), int(share.argmin()), [0.0, *t.view(8, -1)[1:, 0].tolist(), math.inf]
-    return f"the rows with t from {edges[i]:.2g} to {edges[i + 1]:.2g} have {share[i]:.0%} of the gradient, and those from {edges[j]:.2g} to {edges[j + 1]:.2g} only {share[j]:.1%}: lower w for the first and raise it for the others."
+    "`fitting_weight(t, r, sigma)`: the shares of eight groups of rows, for three sigma."
+    for sigma in (0.5, 2.0, 0.1):
+        t, r, size, c_out = _rows_of(sigma)
+        w = fitting_weight(t, r) if sigma == 0.5 else fitting_weight(t, r, sigma)
+        if not torch.is_tensor(w) or w.shape != t.shape:
+            return (f"the weight should be a tensor of the shape {tuple(t.shape)}, "
+                    "one number for each row.")
+        if not (w.isfinite() & (w > 0)).all():
+            return ("some weights are negative, 0 or not finite: are t and r swapped? "
+                    "The gap is t − r.")
+        loud = (w.double() * size * c_out).view(8, -1).sum(1)
+        share = loud / loud.sum()
+        if share.max() / share.min() < 1.15:
+            continue
+        if sigma != 0.5 and _same_weight(w, fitting_weight(t, r), 1e-3):
+            return f"Right at σ = 0.5; for {sigma:g} nothing changes: sigma is not used."
+        i, j = int(share.argmax()), int(share.argmin())
+        edges = [0.0, *t.view(8, -1)[1:, 0].tolist(), math.inf]
+        return _weight_slip(w, t, r, size, c_out) or (
+            f"with σ = {sigma:g} the rows with t from {edges[i]:.2g} to {edges[i + 1]:.2g} have "
+            f"{share[i]:.0%} of the gradient, and those from {edges[j]:.2g} to {edges[j + 1]:.2g} "
+            f"only {share[j]:.1%}: lower w for the first and raise it for the others.")
 
 # %% ../nbs/06_training.ipynb #477c6326
 from dataclasses import fields, replace
