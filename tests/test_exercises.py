@@ -1,6 +1,7 @@
 """The exercises of the lessons: every check turns the stub away, accepts the solution, and names the usual slips.
 
-The slips of a lesson stand in slips/NN.toml: `exercise` (the check), `old` and `new` (what is changed in the solution), `says` (words its sentence must hold)."""
+The slips of a lesson stand in slips/NN.toml: `exercise` (the check), `old` and `new` (what is changed in the solution), `also` (more such pairs),
+`says` (words its sentence must hold); the tables `right` are other right answers."""
 import ast, importlib, json, re, sys, tomllib
 from pathlib import Path
 import pytest, torch
@@ -14,12 +15,25 @@ def lessons():
 
 ALL = [pytest.param(path, nb, e, id=f"{path.stem[:2]}-{e.check}") for path, nb in lessons() for e in source.exercises(nb)]
 
-def slips_of(path):
+def slips_of(path, kind="slip"):
     file = ROOT/"tests"/"slips"/f"{path.stem[:2]}.toml"
-    return tomllib.loads(file.read_text())["slip"] if file.exists() else []
+    return tomllib.loads(file.read_text()).get(kind, []) if file.exists() else []
 
-SLIPS = [pytest.param(path, nb, e, slip, id=f"{path.stem[:2]}-{e.check}-{i}") for path, nb in lessons() for e in source.exercises(nb)
-         for i, slip in enumerate(s for s in slips_of(path) if s["exercise"] == e.check)]
+def params(kind):
+    return [
+        pytest.param(path, nb, e, slip, id=f"{path.stem[:2]}-{e.check}-{i}")
+        for path, nb in lessons() for e in source.exercises(nb)
+        for i, slip in enumerate(s for s in slips_of(path, kind) if s["exercise"] == e.check)]
+
+SLIPS, RIGHT = params("slip"), params("right")
+
+def changed(e, slip):
+    "The solution with what `slip` changes in it."
+    text = e.solution
+    for old, new in [(slip["old"], slip["new"]), *slip.get("also", [])]:
+        assert old in text, f"{old!r} is not in the solution of {e.title}"
+        text = text.replace(old, new)
+    return text
 
 def names(nb):
     "What an answer may use: what the page imports, and what its module exports."
@@ -55,9 +69,13 @@ def test_whatever_is_handed_in_gets_a_sentence(path, nb, e):
 
 @pytest.mark.parametrize("path, nb, e, slip", SLIPS)
 def test_a_usual_slip_is_named(path, nb, e, slip):
-    assert e.solution.count(slip["old"]) >= 1, f"{slip['old']!r} is not in the solution of {e.title}"
-    said = verdict(nb, e, e.solution.replace(slip["old"], slip["new"]))
+    said = verdict(nb, e, changed(e, slip))
     assert said.startswith("✗") and re.search(slip["says"], said), said
+
+@pytest.mark.parametrize("path, nb, e, other", RIGHT)
+def test_another_right_answer_is_accepted(path, nb, e, other):
+    said = verdict(nb, e, changed(e, other))
+    assert said.startswith("✓"), said
 
 def test_every_exercise_of_a_lesson_has_a_slip():
     for path, nb in lessons():
