@@ -179,8 +179,12 @@ def load(path, into=None, device=None):
 # %% ../nbs/11_checkpoints.ipynb #66fa9321
 def _believable(description, tensors, path):
     "Refuse a description of more blocks than the file has tensors, before they are built."
-    net = description
-    while isinstance(net.get("net"), dict): net = net["net"]
+    net, limits = description, dict(dropout=1, sigma_data=1e4, sigma_min=1e4)
+    while True:
+        for k, limit in limits.items():
+            if k in net and not (isinstance(net[k], (int, float)) and 0 <= net[k] < limit): raise ValueError(f"{path} describes a network with {k} = {net[k]!r:.40}: it is damaged, or was edited by hand")
+        if not isinstance(net.get("net"), dict): break
+        net = net["net"]
     levels = net.get("channel_mult")
     levels = len(levels) if isinstance(levels, list) else 1
     counts = [net[k] for k in ("num_blocks", "depth") if isinstance(net.get(k), int)]

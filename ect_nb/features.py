@@ -127,6 +127,7 @@ def inception(mode="legacy_tensorflow", path=None):
     else: raise ValueError(f"{file} is TorchScript but not Inception (it has no layers): give the path of {INCEPTION}.pt")
     return FeatureNetwork(_Inception(net, mode, inside), f"{INCEPTION}_{mode}" + ("" if original else "_converted"), dim=2048)
 
+# %% ../nbs/16_features.ipynb #a19acd50
 def _script(file):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")    # torch announces the end of TorchScript; the file has no other form
