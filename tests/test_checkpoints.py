@@ -165,10 +165,11 @@ def test_a_pickle_is_refused_and_never_run(write, tmp_path):
     assert trace.exists()       # the charge was live
 
 def test_a_missing_file_and_a_folder_are_not_found(tmp_path):
-    for path in (tmp_path / "none.safetensors", tmp_path):
-        for reader in (checkpoints.load, checkpoints.header):
-            with pytest.raises(FileNotFoundError) as error: reader(path)
-            one_sentence(error, "no checkpoint at", str(path))
+    for reader in (checkpoints.load, checkpoints.header):
+        with pytest.raises(FileNotFoundError) as error: reader(tmp_path / "none.safetensors")
+        one_sentence(error, "no checkpoint at", "none.safetensors")
+        with pytest.raises(ValueError) as error: reader(tmp_path)
+        one_sentence(error, "is a folder", str(tmp_path))
 
 # ---- checkpoints of other networks
 

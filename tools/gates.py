@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 import address as addresses, exercises, readme, settings
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = [["analytic", "schedules", "networks", "data", "pickles"], ["diffusion", "losses"], ["consistency", "sampling", "checkpoints"],
+LAYERS = [["analytic", "schedules", "networks", "data"], ["diffusion", "losses", "pickles"], ["consistency", "sampling", "checkpoints"],
           ["features", "bulk"], ["metrics", "runs", "engine", "processes"], ["training"], ["recipes", "atlas", "sweeps", "panels"], ["tradeoff", "live"], ["planner"], ["explore", "relatives", "exercises"]]   # lowest first; within a layer nobody imports a neighbour
 HEAVY = {"torchvision", "plotly", "cleanfid", "matplotlib", "IPython", "ipywidgets", "scipy", "jupyterlab", "nbdev"}
 
@@ -163,6 +163,18 @@ def light_imports(root):
         for name in sorted({n.split(".")[0] for node in top(tree) for n in imported(node)} & HEAVY):
             yield f"ect_nb/{module}.py imports {name} at its top: import it inside the functions that use it."
 
+def pictures_opened(root):
+    "pictures are opened by data.open_picture alone, which names the formats it means"
+    sources = [(f"ect_nb/{p.name}", p.read_text()) for p in sorted((root/"ect_nb").glob("[!_]*.py"))]
+    sources += [(f"{name} cell {i}", source) for name, nb in notebooks(root) for i, source, _ in cells(nb, "code")]
+    for name, source in sources:
+        lines = TransformerManager().transform_cell(source)
+        for node in ast.walk(ast.parse(lines)):
+            opens = isinstance(node, ast.Attribute) and node.attr == "open" and ast.unparse(node.value).split(".")[-1] == "Image"
+            taken = isinstance(node, ast.ImportFrom) and node.module == "PIL.Image" and any(a.name == "open" for a in node.names)
+            if taken or opens and not (re.match(r"ect_nb/data\.py|nbs/09_data", name) and "formats=FORMATS" in source):
+                yield f"{name} opens a picture by itself: use data.open_picture, for some formats are programs."
+
 def no_machine(root):
     "no tracked file names a path of one machine or the host of a package registry"
     path = re.compile(r"""(?:^|[\s"'`(=:,>\[]|\\n)[/](?:work|tmp|farm|home|root|Users|mnt)\b""", re.M)
@@ -190,7 +202,7 @@ def export_and_clean(root):
             _, changed, missing = filecmp.cmpfiles(root/folder, copy/folder, names, shallow=False)
             for name in sorted(changed + missing): yield f"{folder}/{name} is not what the notebooks export, or not clean: run make sync (and edit notebooks, never ect_nb/)."
 
-GATES = [settings_ini, address, readme_current, lock, spine, theory, first_picture, code_cells, alt_text, light_outputs, layers, light_imports, no_machine, small_data, export_and_clean]
+GATES = [settings_ini, address, readme_current, lock, spine, theory, first_picture, code_cells, alt_text, light_outputs, layers, light_imports, pictures_opened, no_machine, small_data, export_and_clean]
 
 if __name__ == "__main__":
     failed = 0
