@@ -162,10 +162,13 @@ def check_posterior_variance(variance):
     "`variance(denoise, x, t)` is Var[x0 | x_t = x]; held against Bayes' rule on a grid."
     x0 = torch.linspace(-6, 6, 12_001, dtype=torch.float64)
     x = torch.linspace(-1.5, 1.5, 13, dtype=torch.float64)
-    for mix in (GaussianMixture([-1.0, 0.8], [0.3, 0.2], [0.3, 0.7]), GaussianMixture([0.5], [0.6])):
+    for mix in (
+        GaussianMixture([-1.0, 0.8], [0.3, 0.2], [0.3, 0.7]),
+        GaussianMixture([0.5], [0.6]),
+    ):
         for t in (0.4, 2.0):
-            p = (mix.log_prob(x0, 0.0) - (x[:, None] - x0)**2 / (2 * t**2)).softmax(1)
-            want = p @ x0**2 - (p @ x0)**2
+            p = (mix.log_prob(x0, 0.0) - (x[:, None] - x0) ** 2 / (2 * t**2)).softmax(1)
+            want = p @ x0**2 - (p @ x0) ** 2
             try:
                 got = variance(mix.denoise, x.clone(), t)
             except RuntimeError as error:

@@ -512,17 +512,30 @@ _MyRun.refresh, _MyRun.look = _refresh_my_run, _look_my_run
 # %% ../nbs/13_explore.ipynb #1a818b43
 def _measure(self):
     "Measure what has no record, in a task that hands the thread back after each setting."
-    if self.task: return
+    if self.task:
+        return
     run = RunFolder(self.folder)
     kimgs = doubling(run.snapshots())
-    work = survey(self.folder, self.pictures, self.network, kimgs=kimgs, n=self.n, init=str(run.config().get("init")))
-    done = {(r.get("kimg"), r.get("nfe")) for r in run.records() if isinstance(r, dict) and "features" in r}
+    work = survey(
+        self.folder,
+        self.pictures,
+        self.network,
+        kimgs=kimgs,
+        n=self.n,
+        init=str(run.config().get("init")),
+    )
+    done = {
+        (r.get("kimg"), r.get("nfe"))
+        for r in run.records()
+        if isinstance(r, dict) and "features" in r
+    }
     left = sum((k, n) not in done for k in kimgs for n in TIMES)
     self.bar.max, self.bar.value = max(1, left), 0
     self.task = background(self.key("measure"), _measured_one_by_one(self, work, left))
     self.task.add_done_callback(lambda _: self.rested())
     self.enable()
 
+# %% ../nbs/13_explore.ipynb #ad86129f
 async def _measured_one_by_one(self, work, left):
     "Go through `work`, of which `left` settings are expected, and say what came of it."
     try:
@@ -531,9 +544,16 @@ async def _measured_one_by_one(self, work, left):
             self.refresh()
             await asyncio.sleep(0.01)
         self.refresh()
-        said = f"Measured {self.bar.value} settings." if left else "Nothing is left to measure: every snapshot at budgets that double has its records."
+        said = (
+            f"Measured {self.bar.value} settings."
+            if left
+            else (
+                "Nothing is left to measure: every snapshot at budgets that double has its records."
+            )
+        )
         self.words.value = readout_html(f"{run_words(self.folder)} {said}")
-    except Exception as e: self.error.value = complaint(e)
+    except Exception as e:
+        self.error.value = complaint(e)
 
 def _rested(self):
     self.task = None

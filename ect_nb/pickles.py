@@ -133,14 +133,29 @@ ALLOWED = {
 
 # %% ../nbs/22_pickles.ipynb #30d57bc8
 _MARK = object()
-_LITERAL = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
+_LITERAL = {
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "BINFLOAT",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+    "BINBYTES",
+    "SHORT_BINBYTES",
+    "BINBYTES8",
+}
 _CONSTANT = dict(NONE=None, NEWTRUE=True, NEWFALSE=False, MARK=_MARK)
 _FRESH = dict(EMPTY_LIST=list, EMPTY_DICT=dict, EMPTY_TUPLE=tuple, EMPTY_SET=set)
 _TUPLE = dict(TUPLE1=1, TUPLE2=2, TUPLE3=3)
 _PUT, _GET = {"MEMOIZE", "BINPUT", "LONG_BINPUT"}, {"BINGET", "LONG_BINGET"}
 
+# %% ../nbs/22_pickles.ipynb #fe75e707
 class _Machine:
-    "A stack machine for pickles that has no way to call anything: names are compared with `ALLOWED`, and what stands there is code of this module."
+    """A stack machine for pickles that has no way to call anything: names are compared with
+    `ALLOWED`, and what stands there is code of this module."""
+
     def __init__(self, bytes_left):
         self.stack, self.memo, self.sources = [], {}, {}
         self.bytes_left, self.work_left = bytes_left, MAX_STEPS
@@ -156,13 +171,18 @@ class _Machine:
         _check(self.bytes_left >= 0, "it unpacks the same bytes again and again")
 
     def digest(self, source):
-        if type(source) is not str: return None
-        if source not in self.sources: self.sources[source] = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+        if type(source) is not str:
+            return None
+        if source not in self.sources:
+            self.sources[source] = hashlib.sha256(
+                source.encode("utf-8", "surrogatepass")
+            ).hexdigest()
         return self.sources[source]
 
     def since_mark(self):
         items = []
-        while (item := self.stack.pop()) is not _MARK: items.append(item)
+        while (item := self.stack.pop()) is not _MARK:
+            items.append(item)
         return items[::-1]
 
 # %% ../nbs/22_pickles.ipynb #e699c154

@@ -29,6 +29,11 @@ def statements(source):
     body = ast.parse(TransformerManager().transform_cell(source)).body
     return [s for s in body if not ast.unparse(s).startswith("get_ipython()")]
 
+def crowded(source):
+    "Whether two statements of a cell share a line."
+    bodies = [node.body for node in ast.walk(ast.parse(TransformerManager().transform_cell(source))) if isinstance(getattr(node, "body", None), list)]
+    return any(a.end_lineno == b.lineno for body in bodies for a, b in zip(body, body[1:]))
+
 def is_import(node): return isinstance(node, (ast.Import, ast.ImportFrom))
 
 def imported(node):
@@ -117,11 +122,13 @@ def first_picture(root):
         elif len(work) >= 3 and min(pictures) > work[2]: yield f"{name} shows its first picture in cell {min(pictures)}, after the third code cell: bring one forward."
 
 def code_cells(root):
-    "code cells have at most 25 lines, and imports stand in cells of their own"
+    "code cells have at most 25 lines, or 40 of at most 100 columns with one statement each, and imports stand in cells of their own"
     for name, nb in notebooks(root):
         for i, source, _ in cells(nb, "code"):
             lines = [l for l in source.splitlines() if l.strip() and not l.startswith("#|")]
-            if len(lines) > 25: yield f"{name}, cell {i}: {len(lines)} lines of code; split it (at most 25)."
+            plain = all(len(l) <= 100 for l in lines) and not crowded(source)
+            most = 40 if plain else 25
+            if len(lines) > most: yield f"{name}, cell {i}: {len(lines)} lines of code; split it (at most {most})."
             imports = [is_import(s) for s in statements(source)]
             if any(imports) and not all(imports): yield f"{name}, cell {i}: imports beside other code; give them a cell of their own."
 
