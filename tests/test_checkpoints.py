@@ -214,8 +214,9 @@ def test_a_foreign_safetensors_file_can_fill_a_network_that_fits(tmp_path):
         with pytest.raises(ValueError, match="pass the network as `into`"): checkpoints.load(tmp_path / "m.safetensors")
 
 def test_a_subclass_is_not_mistaken_for_its_parent():
-    class Mine(MLP): pass
-    class MyPrecond(Precond): pass
+    class Mine(MLP):
+        def forward(self, x, c, labels=None): return x
+    class MyPrecond(Precond): sigma_max = 80
     assert checkpoints.describe(Mine()) is None and checkpoints.describe(Precond(Mine())) is None and checkpoints.describe(MyPrecond(MLP())) is None
 
 def test_filling_a_network_leaves_it_on_its_device(tmp_path):
