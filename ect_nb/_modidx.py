@@ -686,6 +686,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'ect_nb.recipes._value': ('cifar10.html#_value', 'ect_nb/recipes.py'),
                                 'ect_nb.recipes.begin': ('cifar10.html#begin', 'ect_nb/recipes.py'),
                                 'ect_nb.recipes.channels_of': ('cifar10.html#channels_of', 'ect_nb/recipes.py'),
+                                'ect_nb.recipes.commanded': ('cifar10.html#commanded', 'ect_nb/recipes.py'),
                                 'ect_nb.recipes.fits': ('cifar10.html#fits', 'ect_nb/recipes.py'),
                                 'ect_nb.recipes.follow': ('cifar10.html#follow', 'ect_nb/recipes.py'),
                                 'ect_nb.recipes.in_shell': ('cifar10.html#in_shell', 'ect_nb/recipes.py'),

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'BUDGETS', 'MOST', 'LONGEST', 'WIDEST', 'Preset', 'presets_table', 'with_dropout', 'begin', 'scaled',
-           'channels_of', 'fits', 'run', 'ledger', 'ledger_table', 'share_of', 'follow', 'in_shell', 'main']
+           'channels_of', 'fits', 'run', 'ledger', 'ledger_table', 'share_of', 'follow', 'in_shell', 'commanded',
+           'main']
 
 # %% ../nbs/12_cifar10.ipynb #c943e36b
 import argparse, ast, io, math, os, re, shutil, signal, sys, threading, time
@@ -141,14 +142,16 @@ def channels_of(model):
 def fits(model, pictures, name="this recipe"):
     """One of `pictures` through `model`, so that what does not fit is said before anything is written.
 
-    ValueError for other channels than the network's, for classes it wants and the pictures lack, and
-    for a size it cannot take; `name` is what the sentence calls it."""
-    C, H, W = pictures.shape
+    ValueError for weights that are not finite, for other channels than the network's, for classes it
+    wants and the pictures lack, and for a size it cannot take; `name` is what the sentence calls it."""
+    bulk.whole_weights(model)
+    C, H, W = tuple(pictures.shape)[-3:]
+    these = getattr(pictures, "name", None) or "this tensor"
     wanted, classes = channels_of(model), classes_of(model)
     if wanted not in (None, C):
         raise ValueError(f"the network of {name} takes pictures of {wanted} channel{'s' * (wanted > 1)}, "
-                         f"and {pictures.name} has {C} of {H} × {W}: give channels={wanted} to read a folder "
-                         f"of pictures so, or a start= that was trained on such pictures")
+                         f"and {these} has {C} of {H} × {W}: give channels={wanted} to read a folder "
+                         "of pictures so, or a start= that was trained on such pictures")
     labels = getattr(pictures, "labels", None)
     if classes and (labels is None or not 0 <= int(labels.min()) <= int(labels.max()) < classes):
         raise ValueError(f"{name} is told the class of each picture: give pictures with labels "
@@ -536,6 +539,8 @@ def in_shell(sentence):
 
     def option(found):
         name, value = found.group(1), found.group(2) or ""
+        if name == "start" and value.isdigit():                        # of Stages
+            return found.group()
         if name in _OPTIONS:
             return f"--{_OPTIONS[name]}" + (f" {value.strip(chr(39))}" if value else "")
         return f"--set {name}={value.strip(chr(39)) or '…'}" if name in Config.__dataclass_fields__ else found.group()
@@ -551,6 +556,7 @@ def _sentence(error):
     if isinstance(error, MemoryError) and not text:
         text = "the memory does not suffice: ask for a smaller batch, fewer or smaller pictures"
     known = isinstance(error, ValueError | OSError | RuntimeError | MemoryError | ArithmeticError | ImportError)
+    known = known and not isinstance(error, RecursionError | UnicodeError)
     if not text or not known:
         text = f"{type(error).__name__} {text}".strip() + " (ECT_NB_DEBUG=1 before the command shows where)"
     return in_shell(text if len(text) < 600 else text[:600] + " …")
@@ -586,28 +592,37 @@ def _teacher(a):
     print(checkpoints.teacher(a.name, folder=a.folder, download=True))
 
 # %% ../nbs/12_cifar10.ipynb #d9e04b73
-def main(argv=None):
-    """The command `python -m ect_nb.recipes`; returns 0, or 2 with one sentence where something is wrong,
-    or 130 (Ctrl-C) and 143 (SIGTERM) where it was stopped. With ECT_NB_DEBUG=1 errors are raised."""
-    commands = dict(list=_list, run=_run, sample=_sample, teacher=_teacher)
+def commanded(act):
+    """The code that a command ends with: 0, or what `act()` returns; 2 with one sentence where something
+    is wrong, 130 (Ctrl-C) and 143 (SIGTERM) where it was stopped. With ECT_NB_DEBUG=1 errors are raised."""
     with _as_interrupts() as came:
         try:
-            a = _arguments().parse_args(argv)
-            commands[a.command](a)
+            code = act() or 0
             sys.stdout.flush()
+            return code
         except KeyboardInterrupt:
             print("stopped; the same command goes on")
             return came[0] if came else 130
         except SystemExit as e:
-            return e.code
+            if isinstance(e.code, str):
+                print(f"ect_nb: {e.code}", file=sys.stderr)
+            return e.code if isinstance(e.code, int) else 2 if e.code else 0
         except BrokenPipeError:                                       # whoever read has seen enough
             sys.stdout = open(os.devnull, "w")
+            return 0
         except Exception as e:
             if os.environ.get("ECT_NB_DEBUG"):
                 raise
             print(f"ect_nb: {_sentence(e)}", file=sys.stderr)
             return 2
-    return 0
+
+# %% ../nbs/12_cifar10.ipynb #1b7cf3e8
+def main(argv=None):
+    "The command `python -m ect_nb.recipes`; returns its code, as `commanded` says."
+    def act():
+        a = _arguments().parse_args(argv)
+        return dict(list=_list, run=_run, sample=_sample, teacher=_teacher)[a.command](a)
+    return commanded(act)
 
 if __name__ == "__main__" and "__file__" in globals():
     sys.exit(main())
