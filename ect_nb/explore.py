@@ -13,6 +13,7 @@ __all__ = ['explorer_words', 'explorer', 'compare_panel', 'doubling', 'run_words
 
 # %% ../nbs/13_explore.ipynb #34e4f487
 import asyncio, html, math
+from copy import deepcopy
 from pathlib import Path
 from .atlas import TIMES, Atlas, survey
 from .live import evaluations, live_panel
@@ -76,21 +77,49 @@ def _listen(pick, error, *shown):
 
 # %% ../nbs/13_explore.ipynb #27de721a
 class _Curves:
-    """The curves as a plotly widget: `draw(run, walk, kin)` once, `light(here, there, run, kin)` at every move.
+    """The curves as a plotly widget, in the box `place`: `show(…)` draws and lights them.
 
     `look(kimg, nfe, walked)` is called on hover, `leave()` after it, `go(…)` on a click."""
-    def __init__(self, look, leave, go):
-        import plotly.graph_objects as p
-        self.figure, self.look, self.leave, self.go = p.FigureWidget(), look, leave, go
-        self.figure._config = dict(self.figure._config or {}, displayModeBar=False)
-        self.figure.update_layout(**_curves_layout())
+    def __init__(self, look, leave, go, error):
+        import ipywidgets as w
+        self.look, self.leave, self.go, self.error = look, leave, go, error
+        self.figure, self.stale = _figure_widget(), True
+        layout = dict(width="378px", height="254px", max_width="100%", overflow="auto hidden")
+        self.place = w.Box([], layout=w.Layout(**layout))
+
+    def show(self, here, there, run, walk, kin):
+        "Light the settings `here` and `there` among all of a run, its walk and its other seeds."
+        if self.stale: self.draw(run, walk, kin)
+        self.stale = False
+        self.light(here, there, run, kin)
+        self.settle()
 
     def settle(self):
-        """Let the widget's own state be what it shows: a page that is loaded anew, or that takes a
-        while to load plotly, begins from that, and the changes before do not reach it."""
-        from copy import deepcopy
+        """Let the widget's own state be what it shows: a page that is loaded anew begins from that,
+        and no message from before reaches it."""
         f = self.figure
         f._widget_data, f._widget_layout = deepcopy(f._data), deepcopy(f._layout)
+        if f.whole: return
+        f.whole = True
+        f.open()
+        self.place.children = [f]
+
+# %% ../nbs/13_explore.ipynb #27de721b
+def _figure_widget():
+    """An empty plotly widget that reaches the page when it is `whole`.
+
+    plotly's own is announced to the page empty, and what is drawn while the page still loads
+    plotly, seconds on a slow machine, may never be seen."""
+    import plotly.graph_objects as p
+
+    class Figure(p.FigureWidget):
+        whole = False
+        def open(self):
+            if self.whole: super().open()
+    figure = Figure()
+    figure._config = dict(figure._config or {}, displayModeBar=False)
+    figure.update_layout(**_curves_layout())
+    return figure
 
 def _curves_layout():
     axis = dict(type="log", gridcolor="#E5E5E5", linecolor="#888", zeroline=False, automargin=False)
@@ -98,11 +127,11 @@ def _curves_layout():
     y = axis | dict(title=dict(text="distance", standoff=4), exponentformat="none", tickvals=_ROUND)
     legend = dict(x=1.02, y=1, xanchor="left", font=dict(size=10), bgcolor="rgba(0,0,0,0)")
     hover = dict(font=dict(size=11), align="left")
-    return dict(template="none", width=400, height=246, margin=dict(l=44, r=78, t=6, b=38), font=dict(size=11),
+    return dict(template="none", width=374, height=246, margin=dict(l=44, r=78, t=6, b=38), font=dict(size=11),
                 hovermode="closest", xaxis=x, yaxis=y, legend=legend, hoverlabel=hover)
 
 # %% ../nbs/13_explore.ipynb #6d8f6f04
-def _draw(self, run, walk, kin, error):
+def _draw(self, run, walk, kin):
     "All curves of a run, and what its points do under the pointer."
     seen = [s for r in (run, walk, *kin) if r for s in everything(r)]
     self.floor, self.aside, fig = _floor(seen), dodge(budgets(run)), self.figure
@@ -114,12 +143,16 @@ def _draw(self, run, walk, kin, error):
         fig.add_traces([*_marks(), *lines, _others(kin)])
         fig.update_xaxes(tickvals=ticks, ticktext=[str(t) for t in ticks], range=ends)
         fig.update_yaxes(range=[math.log10(v) for v in _span(seen, self.floor)])
-    at = lambda t, points: t.customdata[points.point_inds[0]][:3]
     for trace in fig.data[2:-1]:
-        trace.on_hover(guard(error, lambda t, points, *_: self.look(*at(t, points)) if points.point_inds else None))
-        trace.on_unhover(guard(error, lambda *_: self.leave()))
-        trace.on_click(guard(error, lambda t, points, *_: self.go(*at(t, points)) if points.point_inds else None))
-    self.settle()
+        trace.on_hover(guard(self.error, _at_point(self.look)))
+        trace.on_unhover(guard(self.error, lambda *_: self.leave()))
+        trace.on_click(guard(self.error, _at_point(self.go)))
+
+def _at_point(act):
+    "`act(kimg, nfe, walked)` for the point that plotly names."
+    def event(trace, points, *_):
+        if points.point_inds: act(*trace.customdata[points.point_inds[0]][:3])
+    return event
 
 _Curves.draw = _draw
 
@@ -171,7 +204,6 @@ def _light(self, here, there, run, kin):
         bold.x, bold.y = [s.nfe * aside for s in c], _bars(c, self.floor)[0]
         bold.line.color = _budget_colors(budgets(run))[here.kimg]
         ring.x, ring.y = [x for x, _ in rings], [max(s.value, self.floor) for _, s in rings]
-    self.settle()
 
 _Curves.light = _light
 
@@ -186,7 +218,7 @@ class _Explorer:
         self.pick = _Pick(atlas, names, run or names(atlas)[0], kimg, nfe, self.move)
         self.heun = w.SelectionSlider(options=[("–", -1)], description="Heun's", **_wide())
         self.play = w.Button(description="Play", tooltip="go through the budgets from here", layout=w.Layout(width="90px"))
-        self.curves = _Curves(self.look, self.leave, self.go)
+        self.curves = _Curves(self.look, self.leave, self.go, self.error)
         self.panel = self.arranged()
         _listen(self.pick, self.error, self.left, self.right)
         self.heun.observe(guard(self.error, self.move, self.left, self.right), "value")
@@ -199,12 +231,11 @@ def _arranged(self):
     "The widgets of the explorer in their places: the two sheets side by side however narrow the page."
     import ipywidgets as w
     for side in (self.left, self.right): side.layout = w.Layout(width="204px", min_width="0", flex="0 1 204px")
-    pair = w.HBox([self.left, self.right], layout=w.Layout(min_height="240px", align_items="flex-start"))
-    plot = w.Box([self.curves.figure], layout=w.Layout(width="404px", height="252px", max_width="100%", overflow="auto hidden"))
+    pair = w.HBox([self.left, self.right], layout=w.Layout(max_width="99%", min_height="240px", align_items="flex-start"))
     row = w.Layout(flex_flow="row wrap", align_items="flex-start", max_width="1080px")
     controls = w.HBox([self.pick.kimg, self.pick.nfe, self.play, self.heun, self.pick.run], layout=row)
     self.words.layout.min_height, self.row.layout.min_height = "66px", "38px"
-    return w.VBox([controls, w.HBox([pair, plot], layout=row), self.words, self.row, self.table, self.error])
+    return w.VBox([controls, w.HBox([pair, self.curves.place], layout=row), self.words, self.row, self.table, self.error])
 
 def _play_or_pause(self, *_):
     "Go through the budgets, or rest where they stand."
@@ -240,7 +271,7 @@ def _move(self, *_):
     if self.busy: return
     run, kimg, nfe = self.pick.now
     walk, kin = walk_of(self.pick.atlas, run), [r for r in self.pick.atlas.family(run) if r is not run]
-    self._prepare(run, walk, kin)
+    self._prepare(run, walk)
     try: here = setting(run, kimg, nfe)
     except ValueError:
         self.words.value = readout_html("Nothing was recorded there; the pictures are those of the setting before.")
@@ -253,7 +284,7 @@ def _move(self, *_):
         seeds = over_seeds(self.pick.atlas, run, kimg, nfe)
         self.words.value = readout_html(explorer_words(here, there, walk, seeds))
         self.row.value = intervals_table(curve(run, kimg))
-        self.curves.light(here, there, run, kin)
+        self.curves.show(here, there, run, walk, kin)
 
 def _leave(self):
     "The pointer has left a point: its samples leave with it."
@@ -280,7 +311,7 @@ def _sheet(self, run, s, name, place):
 _Explorer._pictures, _Explorer._sheet = _pictures, _sheet
 
 # %% ../nbs/13_explore.ipynb #aab2a087
-def _prepare(self, run, walk, kin):
+def _prepare(self, run, walk):
     "What changes with the run only: the curves, the table, the ends of Heun's slider."
     if self.drawn is run: return
     self.busy, self.drawn = True, run
@@ -294,7 +325,7 @@ def _prepare(self, run, walk, kin):
         title = f"All {len(rows)} settings as a table ({html.escape(measured_as(rows[0]))})"
         self.table.value = f'<details style="line-height:1.5"><summary>{title}</summary>{settings_table(rows)}</details>'
     finally: self.busy = False
-    self.curves.draw(run, walk, kin, self.error)
+    self.curves.stale = True
 
 # %% ../nbs/13_explore.ipynb #15edb706
 def _look(self, kimg, nfe, walked):
@@ -355,9 +386,9 @@ class _Compare:
         import ipywidgets as w
         if not atlas.runs: raise ValueError("this atlas is empty: add a run with Atlas.add(folder)")
         first, second = _begin(atlas, first, second)
-        place = dict(width="208px", min_width="0", flex="0 1 208px", min_height="236px")
+        place = dict(width="224px", min_width="0", flex="0 1 224px")
         self.places = [w.HTML(layout=w.Layout(**place)) for _ in range(3)]
-        self.words, self.error = w.HTML(layout=w.Layout(min_height="92px")), w.HTML()
+        self.words, self.error = w.HTML(layout=w.Layout(min_height="116px")), w.HTML()
         self.now, self.busy, self.note = None, False, ""
         same = "same budget and evaluations for both"
         self.together = w.Checkbox(value=tuple(first[1:]) == tuple(second[1:]), description=same, indent=False,
@@ -366,9 +397,9 @@ class _Compare:
         self.second = _Pick(atlas, self.fellows, *second, self.move)
         for pick in (self.first, self.second): _listen(pick, self.error, *self.places)
         self.together.observe(guard(self.error, self.move, *self.places), "value")
-        row = w.Layout(flex_flow="row wrap", max_width="1080px")
-        rows = [w.HBox([p.run, p.kimg, p.nfe], layout=row) for p in (self.first, self.second)]
-        self.panel = w.VBox([*rows, self.together, w.HBox(self.places), self.words, self.error])
+        columns = [w.VBox([p.run, p.kimg, p.nfe]) for p in (self.first, self.second)]
+        controls = w.HBox(columns, layout=w.Layout(flex_flow="row wrap"))
+        self.panel = w.VBox([controls, self.together, w.HBox(self.places), self.words, self.error])
         self.move()
 
 # %% ../nbs/13_explore.ipynb #3ad2dc8d
@@ -422,9 +453,9 @@ def _compared(self, *_):
         self.words.value = readout_html("These two cannot be compared; the pictures are those of the pair before.")
         raise
     self.now = dict(a=a, b=b, xa=xa, xb=xb, words=words + self.note)
-    for place, x, s in zip(self.places, (xa, xb), (a, b)): place.value = _samples(x, _named(s), say(s))
+    for place, x, s in zip(self.places, (xa, xb), (a, b)): place.value = _samples(x, _named(s), say(s), 216)
     unlike = "<b>second − first</b><br>orange brighter, blue darker"
-    self.places[2].value = _samples(difference_sheet(xa[:16], xb[:16]), unlike, "The difference of the two, pixel by pixel")
+    self.places[2].value = _samples(difference_sheet(xa[:16], xb[:16]), unlike, "The difference of the two, pixel by pixel", 216)
     self.words.value = readout_html(self.now["words"])
 
 _Compare.move = _compared
@@ -472,16 +503,20 @@ class _MyRun:
         self.auto = w.Checkbox(value=False, description=f"every {every:g} s", indent=False, layout=w.Layout(width="120px"))
         self.bar = w.IntProgress(max=1, layout=w.Layout(width="240px"))
         self.words, self.error, self.body = w.HTML(), w.HTML(), w.VBox([])
-        row = w.HBox([*self.buttons.values(), self.auto, self.bar], layout=w.Layout(flex_flow="row wrap"))
-        self.panel = w.VBox([row, self.words, self.error, self.body])
+        row = [*self.buttons.values(), self.auto, self.bar]
+        self.panel = w.VBox([_row(row), self.words, self.error, self.body])
         for work in ("measure", "follow"): background(self.key(work))        # an older panel of this folder rests
-        for name, act in dict(Refresh=self.refresh, Measure=self.measure, Stop=self.stop).items():
+        for name, act in zip(_TIPS, (self.refresh, self.measure, self.stop)):
             self.buttons[name].on_click(guard(self.error, lambda *_, act=act: act()))
         self.auto.observe(guard(self.error, lambda *_: self.follow()), "value")
         self.enable()
         self.look()
 
 # %% ../nbs/13_explore.ipynb #adeb3e5c
+def _row(widgets):
+    import ipywidgets as w
+    return w.HBox(widgets, layout=w.Layout(flex_flow="row wrap"))
+
 def _key(self, work):
     "The name of the one task of that kind on this folder."
     return work, str(self.folder.resolve())
@@ -512,30 +547,18 @@ _MyRun.refresh, _MyRun.look = _refresh_my_run, _look_my_run
 # %% ../nbs/13_explore.ipynb #1a818b43
 def _measure(self):
     "Measure what has no record, in a task that hands the thread back after each setting."
-    if self.task:
-        return
+    if self.task: return
     run = RunFolder(self.folder)
     kimgs = doubling(run.snapshots())
-    work = survey(
-        self.folder,
-        self.pictures,
-        self.network,
-        kimgs=kimgs,
-        n=self.n,
-        init=str(run.config().get("init")),
-    )
-    done = {
-        (r.get("kimg"), r.get("nfe"))
-        for r in run.records()
-        if isinstance(r, dict) and "features" in r
-    }
+    work = survey(self.folder, self.pictures, self.network, kimgs=kimgs, n=self.n, init=str(run.config().get("init")))
+    done = {(r.get("kimg"), r.get("nfe")) for r in run.records() if isinstance(r, dict) and "features" in r}
     left = sum((k, n) not in done for k in kimgs for n in TIMES)
     self.bar.max, self.bar.value = max(1, left), 0
     self.task = background(self.key("measure"), _measured_one_by_one(self, work, left))
     self.task.add_done_callback(lambda _: self.rested())
     self.enable()
 
-# %% ../nbs/13_explore.ipynb #ad86129f
+# %% ../nbs/13_explore.ipynb #1a818b44
 async def _measured_one_by_one(self, work, left):
     "Go through `work`, of which `left` settings are expected, and say what came of it."
     try:
@@ -544,16 +567,9 @@ async def _measured_one_by_one(self, work, left):
             self.refresh()
             await asyncio.sleep(0.01)
         self.refresh()
-        said = (
-            f"Measured {self.bar.value} settings."
-            if left
-            else (
-                "Nothing is left to measure: every snapshot at budgets that double has its records."
-            )
-        )
+        said = f"Measured {self.bar.value} settings." if left else "Nothing is left to measure: every snapshot at budgets that double has its records."
         self.words.value = readout_html(f"{run_words(self.folder)} {said}")
-    except Exception as e:
-        self.error.value = complaint(e)
+    except Exception as e: self.error.value = complaint(e)
 
 def _rested(self):
     self.task = None

@@ -34,7 +34,7 @@ class _Live:
     "What the live panel knows: the models, the noise, and the samples it shows."
     def __init__(self, models, shape, n):
         self.models, self.shape, self.n = models, shape, n
-        self.x, self.words, self.trail = None, "", (None, [])
+        self.x, self.words, self.trail, self.task = None, "", (None, []), None
 
     def model(self, name):
         "The model of that name as it is now: of a `Tuning`, what it has reached."
@@ -99,8 +99,9 @@ def live_panel(models, shape=(1, 28, 28), times=(80.0,), n=16):
     live, c = _Live(models, shape, n), _live_controls(models, times)
     live.controls = c
     row = w.Layout(flex_flow="row wrap", max_width="960px")
-    bar = [c[k] for k in ("menu", "text", "second", "seed", "go", "stop", "bar")]
-    panel = w.VBox([w.HBox(bar, layout=row), c["picture"], c["words"], c["error"]])
+    sliders, buttons = ("menu", "text", "second", "seed"), ("go", "stop", "bar")
+    rows = [w.HBox([c[k] for k in names], layout=row) for names in (sliders, buttons)]
+    panel = w.VBox([*rows, c["picture"], c["words"], c["error"]])
 
     def safe(act): return guard(c["error"], act, c["picture"])
     c["second"].observe(safe(lambda *_: _slid(live)), "value")
@@ -199,7 +200,8 @@ def _start(live):
             c["words"].value = readout_html(f"{name} broke off; the picture shows what was there before.")
             c["error"].value, c["picture"].value = complaint(e), dimmed(c["picture"].value)
 
-    def rests(_): c["go"].disabled, c["stop"].disabled = False, True
+    def rests(task):
+        if live.task is task: live.task, c["go"].disabled, c["stop"].disabled = None, False, True
     live.task = background("live", work())
     c["go"].disabled, c["stop"].disabled = True, False
-    live.task.add_done_callback(lambda task: rests(task) if live.task is task else None)
+    live.task.add_done_callback(rests)

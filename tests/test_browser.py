@@ -11,7 +11,7 @@ from ect_nb.tradeoff import budgets, curve, over_seeds, ranging, rivals, say, se
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT/"out"/"browser"
-WAIT = 120                        # seconds at most for any one thing; every wait ends when the thing is there
+WAIT = 240                        # seconds at most for any one thing; every wait ends when the thing is there
 NAMES = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
 LAB = dict(JUPYTER_CONFIG_DIR="config", JUPYTER_DATA_DIR="data", JUPYTER_RUNTIME_DIR="runtime", JUPYTERLAB_SETTINGS_DIR="settings", JUPYTERLAB_WORKSPACES_DIR="workspaces", IPYTHONDIR="ipython")
 
@@ -48,14 +48,15 @@ start = Precond(UNet(28, 1, 8, (1,), num_blocks=1, attention=(), patch=4))
 config = Config(kimg={TOTAL // 1000}, batch={BATCH}, lr=1e-3, ema=0.9, c=0.03, stages=Stages(start=3))
 tuning = Tuning(start, fragile, config, torch.randn(16, 1, 28, 28), n_looks=1000)
 show_panel(tuning_panel(tuning))""",
-"""print(tuning.images, tuning.model is start, float(sum(p.detach().abs().sum() for p in tuning.model.parameters())))""",
+"""print(tuning.images, tuning.model is start, float(sum(p.detach().abs().sum() for p in tuning.model.parameters())),
+      tuning.running, tuning.before.images if tuning.before else None, tuning.before.running if tuning.before else None)""",
 """fragile.broken = tuning.images > 0; print(fragile.broken)""",
 """from ect_nb.explore import Atlas, compare_panel, explorer, live_panel, planner
 atlas = Atlas.load()
 show_panel(explorer(atlas))""",
 "show_panel(compare_panel(atlas))", "show_panel(live_panel({'untrained': start, 'blank': lambda x, t: 0 * x}))", "show_panel(planner(atlas))",
 """from ect_nb.explore import my_run
-show_panel(my_run("growing", atlas))"""]
+show_panel(my_run("growing", atlas, every=1.0))"""]
 
 # What it takes: Chromium, JupyterLab, one page
 
@@ -147,11 +148,12 @@ def run_all(page):
     failed = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
     page.locator(".jp-InputPrompt").get_by_text(f"[{len(CELLS)}]:").or_(failed).wait_for()
     assert not failed.count(), failed.inner_text()
-    for i in (FLOW, TUNING, EXPLORER, COMPARE, LIVE, PLANNER, MINE): cell(page, i).locator(".ect-readout").wait_for()
+    for i in PANELS: cell(page, i).locator(".ect-readout").wait_for()
 
 # A reader's hands and eyes
 
 FLOW, TUNING, STATE, BREAK, EXPLORER, COMPARE, LIVE, PLANNER, MINE = range(9)
+PANELS = FLOW, TUNING, EXPLORER, COMPARE, LIVE, PLANNER, MINE
 
 def cell(page, i): return page.locator(".jp-CodeCell").nth(i)
 def panel(page, i): return cell(page, i).locator(".jp-OutputArea-output > .widget-vbox")
@@ -181,21 +183,26 @@ INK = """i => {
     return 4 * n / p.length;
 }"""
 
+def slider(page, name, of=FLOW, nth=0):
+    "The `nth` slider that those who hear the page know as `name`."
+    return panel(page, of).get_by_role("slider", name=name, exact=True).nth(nth)
+
 def press(page, name, *keys, of=FLOW, nth=0):
-    "Press `keys` on the slider called `name` (the `nth` of that name), which must not lose the focus to the notebook."
-    slider = panel(page, of).locator(".widget-slider").filter(has=page.get_by_text(name, exact=True)).nth(nth).get_by_role("slider")
+    "Press `keys` on a slider, which must not lose the focus to the notebook."
+    handle = slider(page, name, of, nth)
     for key in keys:
-        slider.press(key)
-        assert slider.evaluate("e => e === document.activeElement"), f"{key} moved the focus away from slider {name}"
+        handle.press(key)
+        assert handle.evaluate("e => e === document.activeElement"), f"{key} moved the focus away from slider {name}"
 
 def run_cell(page, i):
-    "Run cell `i` with Shift+Enter and return the words it printed."
+    "Run cell `i` with Shift+Enter and return the words it printed, or wait for its panel."
     prompt = cell(page, i).locator(".jp-InputPrompt")
     before = prompt.inner_text()
     cell(page, i).locator(".cm-content").click()
     page.keyboard.press("Shift+Enter")
     until(page, lambda: re.fullmatch(r"\[\d+\]:", prompt.inner_text()) and prompt.inner_text() != before, prompt.inner_text)
     output = cell(page, i).locator(".jp-OutputArea-output")
+    if i in PANELS: return cell(page, i).locator(".ect-readout").first.wait_for()
     assert output.count() == 1, "a panel has put something of its own below a cell"
     return output.inner_text().split()
 
@@ -246,25 +253,59 @@ def test_ci_requires_the_browser(there, tmp_path):
     assert there == ("chromium" not in run.stdout) == ("chromium" not in log)
 
 def test_sliders(page):
-    "Both sliders by keyboard, from end to end; every number agrees with the closed form, and nothing jumps."
-    press(page, "t", "End"); press(page, "x", "Home"); says(page, -2.4, 80)
+    "Both sliders by keyboard, from end to end; every number agrees with the closed form, nothing jumps, and right is right: t falls."
+    press(page, "t", "Home"); press(page, "x", "Home"); says(page, -2.4, 80)
     press(page, "x", "End"); says(page, 2.4, 80)
     drawn(page, FLOW)
     height, before = panel(page, FLOW).bounding_box(), picture(page, FLOW).get_attribute("src")
-    press(page, "t", "Home", *["PageUp"] * 10); says(page, 2.4, 0.1)
-    press(page, "t", *["PageUp"] * 10, "ArrowRight", "ArrowRight", "ArrowUp", "ArrowLeft"); says(page, 2.4, 10**0.04)
-    press(page, "x", "Home", *["PageUp"] * 12, "ArrowRight", "PageUp", "PageDown", "ArrowRight", "ArrowDown"); says(page, -1.18, 10**0.04)
+    press(page, "t", *["PageUp"] * 10); says(page, 2.4, 10**0.9)
+    press(page, "t", *["PageUp"] * 9, "ArrowRight", "ArrowRight", "ArrowUp", "ArrowLeft"); says(page, 2.4, 10**-0.04)
+    press(page, "x", "Home", *["PageUp"] * 12, "ArrowRight", "PageUp", "PageDown", "ArrowRight", "ArrowDown"); says(page, -1.18, 10**-0.04)
     drawn(page, FLOW)
     assert panel(page, FLOW).bounding_box() == height and picture(page, FLOW).get_attribute("src") != before
 
+def test_the_point_can_be_held(page):
+    "Pressed, dragged, and let go: the point is under the pointer, and only while it is held."
+    from ect_nb.explore import FlowPicture
+    art = FlowPicture(eval(MIXTURE), {"the denoiser": lambda x, t: x, "the halving": lambda x, t: x})
+    art.figure.canvas.draw()
+    size = art.figure.bbox.size
+    def at(t, x):
+        b, (u, v) = picture(page, FLOW).bounding_box(), art.left.transData.transform((t, x)) / size
+        return b["x"] + u * b["width"], b["y"] + (1 - v) * b["height"]
+    def stands():
+        t, x = re.search(r"At t = ([\d.e+-]+), x = \S+ \((-?[\d.]+) at", readout(page, FLOW)).groups()
+        return float(t), float(x)
+    near = lambda t, x: until(page, lambda: abs(math.log(stands()[0] / t)) < 0.05 and abs(stands()[1] - x) < 0.03, stands)
+    picture(page, FLOW).scroll_into_view_if_needed()
+    page.mouse.move(*at(10, -1)); page.mouse.down(); near(10, -1)
+    page.mouse.move(*at(3, 0.5), steps=5); page.mouse.move(*at(0.5, 1.2), steps=5); near(0.5, 1.2)
+    says(page, float(slider(page, "x").get_attribute("aria-valuetext")), 10 ** (round(50 * math.log10(stands()[0])) / 50))
+    page.mouse.up(); page.mouse.move(*at(20, -2)); page.wait_for_timeout(300); near(0.5, 1.2)
+    b = picture(page, FLOW).bounding_box()                                        # right of the paths there is no t to be had
+    page.mouse.click(b["x"] + 0.9 * b["width"], at(1, -0.5)[1]); near(0.5, -0.5)
+    assert not alert(page, FLOW).count()
+
+def test_everything_has_a_name(page):
+    "Each slider and button, of each panel, has the name and the value that are seen beside it."
+    for i in PANELS:
+        for handle in panel(page, i).get_by_role("slider").all():
+            seen = lambda part: handle.evaluate(f"e => e.closest('.widget-slider').querySelector('{part}').textContent.trim()")
+            assert handle.get_attribute("aria-label") == seen(".widget-label") != "", i
+            until(page, lambda: handle.get_attribute("aria-valuetext") == seen(".widget-readout"), lambda: handle.get_attribute("aria-valuetext"))
+        for b in panel(page, i).get_by_role("button").all(): assert b.evaluate("e => e.innerText || e.ariaLabel || e.title").strip(), i
+        for menu in panel(page, i).get_by_role("combobox").all(): assert menu.evaluate("e => e.labels[0]?.textContent").strip(), i
+
 def test_flow_error(page):
     "A model that raises is reported in the panel, which lives on."
-    press(page, "t", "Home")
+    press(page, "t", "End")
     until(page, lambda: alert(page, FLOW).count(), lambda: "no alert")
     assert "knows nothing below t = 0.02" in alert(page, FLOW).inner_text()
     panel(page, FLOW).screenshot(path=PICTURES/"flow-error.png")
-    press(page, "x", "Home"); press(page, "t", *["PageUp"] * 5)
+    assert panel(page, FLOW).locator(".ect-before img").count() == 1 and "before" in readout(page, FLOW)
+    press(page, "x", "Home"); press(page, "t", *["PageDown"] * 5)
     says(page, -2.4, 10**-1.5)
+    assert not panel(page, FLOW).locator(".ect-before").count()
     assert not alert(page, FLOW).count()
 
 def test_buttons(page):
@@ -275,7 +316,7 @@ def test_buttons(page):
     untuned = run_cell(page, STATE)
     assert untuned[:2] == ["0", "True"]
     button(page, "Start").click(); rises(page, 0)
-    images, fresh, weights = run_cell(page, STATE)              # answered between two steps
+    images, fresh, weights = run_cell(page, STATE)[:3]          # answered between two steps
     assert int(images) > 0 and fresh == "False" and weights != untuned[2]
     rises(page, int(images))
     until(page, lambda: re.search(r"after (?!0 of)[\d,]+ of 320,000 pictures", picture(page, TUNING).get_attribute("alt")), lambda: picture(page, TUNING).get_attribute("alt"))
@@ -287,6 +328,7 @@ def test_buttons(page):
         button(page, "Step").click() if key == "click" else button(page, "Step").press(key)
         rises(page, n)
         assert seen(page) == (n := n + BATCH)
+        until(page, lambda: f"after {n:,} of" in picture(page, TUNING).get_attribute("alt"), lambda: picture(page, TUNING).get_attribute("alt"))
     button(page, "Start").click(); rises(page, n)
     button(page, "Stop").click()
     expect(panel(page, TUNING)).to_contain_text("stopped")
@@ -329,17 +371,27 @@ def test_explorer(page):
     cell(page, EXPLORER).scroll_into_view_if_needed()
     place = lambda: {k: panel(page, EXPLORER).bounding_box()[k] for k in ("width", "height")}
     panel(page, EXPLORER).locator(".main-svg").first.wait_for()
+    assert_curves(page, run)
     before = place()
     press(page, "kimg", "Home", of=EXPLORER); press(page, "evaluations", "Home", of=EXPLORER); seen_setting(page, setting(run, kimgs[0], nfes[0]))
     for k in kimgs[1:]: press(page, "kimg", "ArrowRight", of=EXPLORER); seen_setting(page, setting(run, k, nfes[0]))
     for n in nfes[1:]: press(page, "evaluations", "ArrowUp", of=EXPLORER); seen_setting(page, setting(run, kimgs[-1], n))
     steps = curve(walk, budgets(walk)[0])
     for key, s in (("Home", steps[0]), ("End", steps[-1]), ("ArrowLeft", steps[-2])): press(page, "Heun's", key, of=EXPLORER); seen_setting(page, s, 1)
-    press(page, "kimg", "Home", of=EXPLORER)
-    panel(page, EXPLORER).locator(".widget-play button, .jupyter-widgets.widget-play button").first.click()
-    seen_setting(page, setting(run, kimgs[-1], nfes[-1]))
-    hover(page, run, kimgs[-1], nfes[0])
+    play = lambda name: panel(page, EXPLORER).get_by_role("button", name=name, exact=True)
+    press(page, "kimg", "End", "ArrowLeft", "ArrowLeft", "ArrowLeft", of=EXPLORER)
+    seen_setting(page, setting(run, kimgs[-4], nfes[-1]))
+    play("Play").click(); seen_setting(page, setting(run, kimgs[-3], nfes[-1]))         # on from where the slider stands
+    play("Pause").click(); play("Play").wait_for()
+    page.wait_for_timeout(1200)
+    assert slider(page, "kimg", EXPLORER).get_attribute("aria-valuetext") in [f"{k:g}" for k in kimgs[-3:-1]]      # and stays
+    play("Play").click(); seen_setting(page, setting(run, kimgs[-1], nfes[-1])); play("Play").wait_for()
     grid = panel(page, EXPLORER).get_by_role("img").first
+    for k in kimgs[2:]:                                                             # also where budgets lie near one another
+        for n in nfes[1:3]:
+            hover(page, run, k, n)
+            until(page, lambda: grid.get_attribute("alt").endswith(say(setting(run, k, n))), lambda: (k, n, grid.get_attribute("alt")))
+    hover(page, run, kimgs[-1], nfes[0])
     until(page, lambda: grid.get_attribute("alt").endswith(say(setting(run, kimgs[-1], nfes[0]))), lambda: grid.get_attribute("alt"))
     panel(page, EXPLORER).screenshot(path=PICTURES/"explorer-hover.png")
     page.mouse.down(); page.mouse.up()
@@ -351,6 +403,12 @@ def test_explorer(page):
         until(page, lambda: ranging(over_seeds(atlas, other, kimgs[-1], nfes[0])) in readout(page, EXPLORER), lambda: readout(page, EXPLORER))
         if other.facts["init"] == "scratch": panel(page, EXPLORER).screenshot(path=PICTURES/"explorer-scratch.png")
     assert place() == before and not alert(page, EXPLORER).count()
+
+def assert_curves(page, run, of=EXPLORER):
+    "Wait until the curves of a run are drawn: a line with all its points for each budget."
+    lines = lambda: [t.locator("path.point").count() for t in panel(page, of).locator(".scatterlayer .trace").all()]
+    wanted = [len(curve(run, k)) for k in budgets(run)]
+    until(page, lambda: lines()[2:2 + len(wanted)] == wanted, lines)
 
 def hover(page, run, kimg, nfe):
     "Rest the pointer on the point of a curve: found as plotly draws it, by its trace and its place along it."
@@ -383,8 +441,13 @@ def test_compare(page):
     says(setting(run, *last), setting(other, kimgs[1], nfes[1]))
     choose(page, COMPARE, run.name, 1); says(setting(run, *last), setting(run, kimgs[1], nfes[1]))
     choose(page, COMPARE, other.name, 1)
-    panel(page, COMPARE).get_by_role("checkbox").click(); says(setting(run, *last), setting(other, *last))
-    assert panel(page, COMPARE).get_by_role("img").count() == 3 and not alert(page, COMPARE).count() and place() == before
+    box = panel(page, COMPARE).get_by_role("checkbox")
+    box.click(); says(setting(run, *last), setting(other, *last))
+    walk = walk_of(atlas, run)                                                       # has no such budget: the box must not say so
+    choose(page, COMPARE, walk.name, 1); says(setting(run, *last), setting(walk, *walk.points[-1]))
+    assert not box.is_checked() and "unticked" in readout(page, COMPARE)
+    choose(page, COMPARE, other.name, 1); box.click(); says(setting(run, *last), setting(other, *last))
+    assert panel(page, COMPARE).get_by_role("img").count() == 3 and not alert(page, COMPARE).count() and place() == before and box.is_checked()
 
 def test_live(page):
     "Both sliders by keyboard, the other model; a list that falls not is refused, a long one waits for the button and can be stopped."
@@ -392,8 +455,10 @@ def test_live(page):
     press(page, "level 2", "Home", of=LIVE)
     until(page, lambda: "after 2 of 2 evaluations, at 80, 0.1;" in readout(page, LIVE), lambda: readout(page, LIVE))
     levels = panel(page, LIVE).locator("input[type=text]")
-    levels.fill("1, 2"); levels.press("Enter")
-    until(page, lambda: alert(page, LIVE).count(), lambda: "no alert")
+    for bad in ("1, 2", "80; 2,5"):
+        levels.fill(bad); levels.press("Enter")
+        until(page, lambda: alert(page, LIVE).count() and bad in alert(page, LIVE).inner_text(), lambda: "no alert")
+        assert "before" in readout(page, LIVE) and panel(page, LIVE).locator(".ect-before img").count() == 1
     levels.fill("80, 8, 2"); levels.press("Enter")
     until(page, lambda: "press Sample" in readout(page, LIVE) and not alert(page, LIVE).count(), lambda: readout(page, LIVE))
     panel(page, LIVE).get_by_role("button", name="Sample", exact=True).click()
@@ -432,7 +497,7 @@ def grow(folder, run, points):
         mine.record(**run.record(*p) | dict(run=folder.name, init="mine"))
 
 def test_my_run_grows_under_the_eyes(page):
-    "From no folder to a loss, to a first setting, to all of them, while `every 5 s` is ticked; the reader stays where she stood, and her sliders reach what is new."
+    "From no folder to a loss, to a first setting, to all of them, while `every 1 s` is ticked; the reader stays where she stood, and her sliders reach what is new."
     from dataclasses import replace
     run = tuned(Atlas.load())[0]
     kimgs, nfes = budgets(run), sorted({n for _, n in run.points})
@@ -504,8 +569,92 @@ CUT = """panel => {
     return [...panel.querySelectorAll('*')].filter(e => !e.closest('.noUi-target, .js-plotly-plot') && bad(e)).map(e => e.className + ': ' + e.textContent);
 }"""
 
+# Again, and later: a cell run twice, the page loaded anew, the kernel restarted, the notebook opened tomorrow
+
+def alive(page):
+    "Every panel answers."
+    atlas = Atlas.load()
+    run = tuned(atlas)[0]
+    press(page, "t", "Home"); press(page, "x", "Home"); says(page, -2.4, 80)
+    press(page, "x", "End"); says(page, 2.4, 80)
+    for of in (EXPLORER, MINE):
+        assert_curves(page, run, of)
+        press(page, "kimg", "Home", of=of); press(page, "evaluations", "Home", of=of)
+        until(page, lambda: f"after {budgets(run)[0]:g} kimg, 1 evaluation:" in readout(page, of), lambda: readout(page, of))
+    for of, name in ((COMPARE, "kimg"), (LIVE, "noise"), (PLANNER, "hours")):
+        press(page, name, "Home", of=of)
+        before = readout(page, of)
+        press(page, name, "End", of=of)
+        until(page, lambda: readout(page, of) != before, lambda: before)
+    n = seen(page)
+    button(page, "Step").click(); rises(page, n)
+    assert not page.locator(".ect-still:visible").count()                 # no panel and its picture at once
+
+def save(page):
+    "Save with Ctrl+S, and wait until the file holds the panels of the page."
+    shown = {v for i in PANELS for v in re.findall(r"ect-live-(\w+)", panel(page, i).first.get_attribute("class"))}
+    page.keyboard.press("Control+s")
+    until(page, lambda: all(v in (page.folder/"panels.ipynb").read_text() for v in shown), lambda: "a file without these panels")
+
+def ask(page, path, method="GET"):
+    "What JupyterLab's server answers."
+    url, token = page.lab.split("/lab")[0], page.lab.split("token=")[1]
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/api/{path}?token={token}", method=method), timeout=WAIT) as r: return r.read()
+
+def test_a_cell_run_again(page):
+    "The cell of each panel a second time: a training is paused and kept, the new panel lives and says so."
+    grow(page.folder/"growing", tuned(Atlas.load())[0], tuned(Atlas.load())[0].points)
+    button(page, "Start").click(); rises(page, 0)
+    run_cell(page, TUNING)
+    until(page, lambda: seen(page) == 0, lambda: readout(page, TUNING))
+    first, again = run_cell(page, STATE), run_cell(page, STATE)
+    kept = int(first[4])
+    assert first == again and first[:2] == ["0", "True"] and first[3:] == ["False", str(kept), "False"] and kept > 0
+    assert f"paused at {kept:,} of 320,000 pictures" in readout(page, TUNING)
+    for i in (FLOW, EXPLORER, COMPARE, LIVE, PLANNER, MINE): run_cell(page, i)
+    alive(page)
+
+def test_the_page_loaded_anew_while_it_trains(page):
+    "The kernel lives on: every panel is there again with all it showed, and the training can be stopped."
+    button(page, "Start").click(); rises(page, BATCH)
+    save(page)
+    page.reload()
+    for i in PANELS: panel(page, i).locator(".ect-readout").first.wait_for()
+    rises(page, seen(page))
+    n = pause(page)
+    assert run_cell(page, STATE)[0] == str(n)
+    alive(page)
+
 def test_page_is_content(page):
     "The page reported no error all the while, and asked no other machine for anything."
     assert [text for kind, text in page.heard if kind == "error"] == []
+    stays_home(page)
+
+def stays_home(page):
     home = page.lab.split("/lab")[0]
     assert [url for kind, url in page.heard if kind == "request" and not url.startswith((home, "data:", "blob:"))] == []
+
+def test_restart_and_the_notebook_opened_later(page):
+    "After a restart nothing pretends to work; opened with a fresh kernel each panel is its picture, with its words; its cell run, it lives."
+    save(page)
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.locator("[data-command='kernelmenu:restart']").click()
+    page.locator(".jp-Dialog .jp-mod-accept").click()
+    page.locator(".jupyter-widgets-disconnected").first.wait_for()
+    before = readout(page, FLOW)
+    slider(page, "x").press("ArrowLeft")
+    page.wait_for_timeout(500)
+    assert readout(page, FLOW) == before
+    page.goto("about:blank")
+    for s in json.loads(ask(page, "sessions")): ask(page, f"sessions/{s['id']}", "DELETE")
+    page.goto(page.lab)
+    for i in PANELS:
+        still = cell(page, i).locator(".ect-still")
+        still.get_by_role("img").wait_for()
+        assert len(still.get_by_role("img").get_attribute("alt")) > 20
+    page.screenshot(path=PICTURES/"opened-later.png")
+    assert not page.get_by_text("Error displaying widget").locator("visible=true").count()
+    run_cell(page, FLOW)
+    press(page, "x", "Home"); press(page, "t", "Home"); says(page, -2.4, 80)
+    assert not cell(page, FLOW).locator(".ect-still:visible").count() and cell(page, TUNING).locator(".ect-still:visible").count() == 1
+    stays_home(page)

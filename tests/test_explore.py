@@ -84,8 +84,10 @@ def test_the_picture_stands_where_the_numbers_are(mixture):
 def test_flow_panel_at_the_ends_of_both_sliders(mixture, heaps):
     panel = flow_panel(mixture, heaps)
     x, t = (controls(panel)[k] for k in "xt")
+    levels = [level for _, level in t.options]
+    assert levels[0] == 80 and levels[-1] == 0.01 and levels == sorted(levels, reverse=True)      # right on the slider is right in the picture
     for u in (x.min, x.max, 0.0):
-        for level in (10**t.min, 10**t.max, 1.0):
+        for level in (levels[0], levels[-1], 1.0):
             x.value, t.value = u, level
             assert alert(panel) is None
             here = torch.tensor([[x.value * math.sqrt(1 + t.value**2)]], dtype=torch.float64)
@@ -98,10 +100,10 @@ def test_an_error_is_shown_in_the_panel_and_leaves_with_the_next_move(mixture):
         if t < 1: raise RuntimeError("no answer <here>")
         return x
     panel = flow_panel(mixture, {"moody": moody})
-    before = readout(panel)
-    controls(panel)["t"].value = 0.5
-    assert "no answer &lt;here&gt;" in alert(panel) and "No answer at t = 0.5," in readout(panel)
-    controls(panel)["t"].value = 2.0
+    before, below, above = readout(panel), *(level_near(controls(panel)["t"], v) for v in (0.5, 2.0))
+    controls(panel)["t"].value = below
+    assert "no answer &lt;here&gt;" in alert(panel) and f"No answer at t = {below:.3g}," in readout(panel)
+    controls(panel)["t"].value = above
     assert alert(panel) is None and readout(panel) != before
 
 def test_show_panel_gives_the_controls_and_their_picture(mixture, heaps, monkeypatch):
@@ -115,6 +117,8 @@ def test_show_panel_gives_the_controls_and_their_picture(mixture, heaps, monkeyp
     assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG") and "ends at" in kw["metadata"]["image/png"]["alt"]
 
 # Tuning
+
+def level_near(slider, t): return min((v for _, v in slider.options), key=lambda v: abs(math.log(v / t)))
 
 def weights(model): return torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -140,7 +144,7 @@ def test_stop_keeps_what_was_reached_and_reset_forgets_it():
 def test_interrupting_finish_keeps_what_was_reached():
     t = tuning()
     def press():
-        if t.images == 16: raise KeyboardInterrupt
+        if t.images == 16 and not t.ended: raise KeyboardInterrupt
     t.watchers.append(press)
     assert t.finish() is t.model and t.images == 16 and t.ended
 
@@ -162,7 +166,7 @@ def test_a_run_that_breaks_says_so_and_can_be_reset():
     press = controls(panel)
     async def go():
         press["Start"].click()
-        await asyncio.wait_for(panel.task, 60)
+        await asyncio.wait_for(t.task, 60)
     asyncio.run(go())
     assert "out of memory" in alert(panel) and t.ended and t.images == 16
     assert "broke off" in readout(panel) and press["Start"].disabled and press["Step"].disabled
@@ -185,7 +189,7 @@ def test_every_button_of_the_tuning_panel():
         assert able() == "PaStRe"
         await until(lambda: t.images >= 24)
         press["Pause"].click()
-        await until(lambda: panel.task is None)
+        await until(lambda: not t.running)
         rested = t.images
         await asyncio.sleep(0.05)
         assert t.images == rested and able() == "StStStRe"
@@ -194,7 +198,7 @@ def test_every_button_of_the_tuning_panel():
         press["Start"].click()
         await until(lambda: t.images > rested + 8)
         press["Stop"].click()
-        await until(lambda: panel.task is None)
+        await until(lambda: not t.running)
         kept = t.images
         assert able() == "Re" and "stopped" in readout(panel) and kept > rested and f"after {kept:,} of" in alt(panel)
         press["Reset"].click()
@@ -203,7 +207,7 @@ def test_every_button_of_the_tuning_panel():
         await until(lambda: t.images > 0)
         press["Reset"].click()
         await asyncio.sleep(0.05)
-        assert t.images == 0 and panel.task is None
+        assert t.images == 0 and not t.running
     asyncio.run(use())
     assert alert(panel) is None
 
@@ -232,7 +236,7 @@ def test_presses_from_another_thread_run_in_the_thread_of_the_cells():
         while not t.ended: await asyncio.sleep(0.005)
         thread.join()
         await asyncio.sleep(0.01)
-        assert panel.task is None and alert(panel) is None and "64 of 64" in readout(panel)
+        assert not t.running and alert(panel) is None and "64 of 64" in readout(panel)
     asyncio.run(asyncio.wait_for(cell(), 120))
     assert set(seen) == {threading.main_thread()}
 
@@ -255,7 +259,7 @@ def test_an_interrupt_inside_a_step_is_a_stop_and_no_failure():
         yield
     t.run = pressed()
     reached = weights(t.model).clone()
-    assert torch.equal(weights(t.finish()), reached) and t.ended and not t.broke and "kept" in tuning_words(t)
+    assert torch.equal(weights(t.finish()), reached) and t.ended and not t.error and "kept" in tuning_words(t)
 
 def test_film_spans_the_run():
     t = tuning(kimg=0.4)
@@ -547,7 +551,7 @@ def test_evaluations_are_those_of_sample():
     f = lambda x, t: torch.tanh(x / (1 + t.view(-1, 1, 1, 1)))
     for k, x in enumerate(evaluations(f, z, times, g())): assert torch.allclose(x, sample(f, z, times[:k + 1], g()), atol=1e-5)
     for bad in ((), (1.0, 2.0), (80.0, 0.0), (80.0, math.nan), (2.0, 2.0)):
-        with pytest.raises(ValueError, match="must be above 0 and fall"): next(evaluations(f, z, bad))
+        with pytest.raises(ValueError, match="must be positive and fall"): next(evaluations(f, z, bad))
 
 def test_live_panel_follows_waits_stops_and_complains():
     panel = explore.live_panel({"half": lambda x, t: x / (1 + t.view(-1, 1, 1, 1)), "none": lambda x, t: 0 * x}, (1, 4, 4))
@@ -561,7 +565,11 @@ def test_live_panel_follows_waits_stops_and_complains():
     assert "none: 16 pictures" in c["words"].value
     for text, level in (("80, 0.5", 0.5), ("80, 8", 8), ("80, 4, 1", 8), ("80, 0.001", 8)): c["text"].value = text; assert (c["text"].value, c["second"].value) == (text, level)      # the slider goes along where it can
     c["second"].value = 16.0; assert c["text"].value == "80, 16"
-    for bad, says in (("80, x", "no list"), ("", "these are none"), ("1, 2", "fall")): c["text"].value = bad; assert says in c["error"].value
+    for bad in ("80, x", "", "1, 2", "80; 2,5", "80, 2,5", "80 2.5", "80, 0", "80, -1", "80, nan", "inf, 1", "80, 80", ";"):
+        c["text"].value = "80, 1"; shown = c["picture"].value; assert not c["error"].value
+        c["text"].value = bad
+        assert "levels" in c["error"].value and "2.5, 0.8" in c["error"].value, bad                # refused at once, with what to write
+        assert "before" in c["words"].value and c["picture"].value == explore.dimmed(shown), bad     # and nothing of the setting before is taken for it
     c["text"].value = ", ".join(map(str, range(80, 40, -1)))
     assert "40 evaluations: press Sample" in c["words"].value and not c["error"].value
     async def use():
