@@ -2,13 +2,21 @@
 
 usage: python bench/study.py start "model_channels=48, channel_mult=(1, 2), lr=2e-3" --kimg 60
        python bench/study.py tune "batch=16, lr=2e-3" --seeds 0 1 2
+       python bench/study.py agree --seeds 0 --precisions float32 bfloat16 --folder runs/agree
        python bench/study.py table
+
+`agree` asks why this study and data/atlas differ for the same recipe: it trains the recipe of 00 in each arithmetic and lets both judges look
+at the same weights, `metrics.measure` with several noises. Stopped, it goes on.
 """
 import argparse, ast, json, platform, time
+from contextlib import nullcontext
 from pathlib import Path
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 from ect_nb import checkpoints, data, metrics
 from ect_nb.diffusion import Precond, denoising_loss, heun, karras_times
+from ect_nb.engine import fast_precisions
 from ect_nb.networks import UNet
 from ect_nb.sampling import sample
 from ect_nb.schedules import ConstantMapping, LogNormal, SigmoidMapping, Stages
@@ -93,6 +101,34 @@ def trial_tune(text, wardrobe, start, seed, judge, same=False):
     write(study="tune", settings=text, seed=seed, start=checksum(start.state_dict()), kimg=config.kimg, steps=p.step, seconds=round(p.seconds), precision=p.precision, n=judge.n, **judge.few(p.ema), **(judge.same(start, p.ema) if same else {}))
 
 
+class Bfloat16ByFloat32(TorchDispatchMode):
+    """bfloat16 on a processor that has no such instructions: the sums of products run in float32 and are rounded to bfloat16 at the end.
+
+    That is how AMX adds up as well; here it is only slow, and torch's own way on such a processor six times slower still."""
+    SUMS = {"convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbmm", "native_group_norm", "native_group_norm_backward",
+            "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward"}
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        half = any(isinstance(a, torch.Tensor) and a.dtype == torch.bfloat16 for a in args)
+        if not half or f._schema.name.split("::")[1] not in self.SUMS: return f(*args, **(kwargs or {}))
+        cast = lambda was, to: lambda a: a.to(to) if isinstance(a, torch.Tensor) and a.dtype == was else a
+        up, down = cast(torch.bfloat16, torch.float32), cast(torch.float32, torch.bfloat16)
+        return tree_map(down, f(*tree_map(up, args), **tree_map(up, kwargs or {})))
+
+
+def trial_agree(precision, wardrobe, start, seed, judge, folder, noises=5):
+    "Train the recipe of 00 in `precision`; what this study's judge and `metrics.measure` (the atlas's) say of the same weights."
+    config = Config(**RECIPE | settings("kimg=24, batch=16, lr=2e-3, decay='linear'") | dict(seed=seed, precision=precision, snapshot_kimg=4))
+    native = precision == "float32" or precision in fast_precisions(torch.device("cpu"))
+    with nullcontext() if native else Bfloat16ByFloat32():
+        for p in train(start, wardrobe, config, folder / f"{precision}-seed{seed}"): pass
+    looks = {"one": (80.0,), "two at 2.5": (80.0, 2.5)}
+    measured = {k: [metrics.measure(p.ema, wardrobe, judge.eye, times=t, n=judge.n, seed=s) for s in range(noises)] for k, t in looks.items()}
+    write(study="agree", seed=seed, start=checksum(start.state_dict()), kimg=config.kimg, precision=precision, arithmetic="the processor's" if native else "summed in float32, rounded",
+          seconds=round(p.seconds), n=judge.n, weights=checksum(p.ema.state_dict()), **{k: v for k, v in judge.few(p.ema).items() if k in looks},
+          **{f"{k}, measure with noise 0 to {noises - 1}": [round(r["value"], 2) for r in rs] for k, rs in measured.items()})
+
+
 def tables():
     "bench/study.md: the trials of study.jsonl, in the order in which they were made."
     lines, parts = [json.loads(l) for l in (HERE / "study.jsonl").read_text().splitlines()], [TEXT]
@@ -107,12 +143,14 @@ def tables():
 
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("study", choices=["start", "tune", "untuned", "table"])
+    args.add_argument("study", choices=["start", "tune", "untuned", "agree", "table"])
     args.add_argument("settings", nargs="*")
     args.add_argument("--kimg", type=float, default=60, help="pictures of a start's trial, in thousands")
     args.add_argument("--seeds", type=int, nargs="+", default=[0])
     args.add_argument("--start", help="another file than the shipped start")
     args.add_argument("--same", action="store_true", help="also count the garments that stay what Heun draws")
+    args.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"], help="the arithmetic that `agree` compares")
+    args.add_argument("--folder", type=Path, default=Path("runs/agree"), help="where `agree` keeps its runs")
     args = args.parse_args()
     if args.study == "table": return tables()
     wardrobe = data.load("fashion_mnist_20k")
@@ -122,6 +160,8 @@ def main():
         return
     start, judge = checkpoints.load(args.start or data.find("fashion_mnist_diffusion.safetensors")), Judge(wardrobe, 1000)
     if args.study == "untuned": write(study="untuned", start=checksum(start.state_dict()), n=judge.n, heun=judge(lambda z: heun(start, z, karras_times(18))), **judge.few(start))
+    for precision in args.precisions if args.study == "agree" else []:
+        for seed in args.seeds: trial_agree(precision, wardrobe, start, seed, judge, args.folder)
     for text in args.settings:
         for seed in args.seeds: trial_tune(text, wardrobe, start, seed, judge, args.same)
 

@@ -4,30 +4,24 @@
 
 # %% auto #0
 __all__ = ['explorer_words', 'explorer', 'compare_panel', 'doubling', 'run_words', 'my_run', 'COLORS', 'VIEW', 'Flow',
-           'FlowPicture', 'Live', 'Tuning', 'complaint', 'draw_png', 'figure_panel', 'film', 'flow', 'flow_panel',
-           'flow_words', 'guard', 'image_html', 'images_figure', 'natural', 'png', 'png_bytes', 'quick_png',
-           'show_figure', 'show_images', 'show_panel', 'tile', 'to_uint8', 'tuning_figure', 'tuning_panel',
+           'FlowPicture', 'Live', 'Tuning', 'complaint', 'draw_png', 'falling_slider', 'figure_panel', 'film', 'flow',
+           'flow_panel', 'flow_words', 'guard', 'image_html', 'images_figure', 'natural', 'png', 'png_bytes',
+           'quick_png', 'show_figure', 'show_images', 'show_panel', 'tile', 'to_uint8', 'tuning_figure', 'tuning_panel',
            'tuning_words', 'Atlas', 'live_panel', 'plan', 'planner', 'break_even', 'setting', 'curve', 'tuned',
-           'walk_of', 'evaluations_for', 'expected', 'strip', 'over_seeds', 'ranging', 'rivals', 'start_figure']
-
-# %% ../nbs/13_explore.ipynb #9506d637
-from .panels import (COLORS, VIEW, Flow, FlowPicture, Live, Tuning, complaint, draw_png, figure_panel, film, flow, flow_panel, flow_words, guard, image_html, images_figure,
-    natural, png, png_bytes, quick_png, show_figure, show_images, show_panel, tile, to_uint8, tuning_figure, tuning_panel, tuning_words)
-
-# %% ../nbs/13_explore.ipynb #3530b3f8
-_all_ = ["COLORS", "VIEW", "Flow", "FlowPicture", "Live", "Tuning", "complaint", "draw_png", "figure_panel", "film", "flow", "flow_panel", "flow_words", "guard", "image_html", "images_figure",
-    "natural", "png", "png_bytes", "quick_png", "show_figure", "show_images", "show_panel", "tile", "to_uint8", "tuning_figure", "tuning_panel", "tuning_words", "Atlas", "live_panel", "plan", "planner", "break_even", "setting", "curve", "tuned", "walk_of", "evaluations_for", "expected", "strip", "over_seeds", "ranging", "rivals", "start_figure"]
+           'walk_of', 'evaluations_for', 'between', 'expected', 'strip', 'over_seeds', 'ranging', 'rivals',
+           'start_figure']
 
 # %% ../nbs/13_explore.ipynb #34e4f487
 import asyncio, html, math
 from pathlib import Path
 from .atlas import TIMES, Atlas, survey
 from .live import evaluations, live_panel
-from .panels import _readout
+from .panels import background, dimmed, readout_html, safely
 from .runs import RunFolder
 from .planner import SPEEDS, Plan, break_even, expected, plan, plan_words, planner, preset
-from .tradeoff import (_bars, _budget_colors, _floor, _ROUND, _samples, _span, _named, _ticks, _titled, _wide, budgets, compare_figure, compare_words, curve, difference, difference_sheet,
-    evaluations_for, everything, explorer_figure, measured_as, one_unit, over_seeds, ranging, rivals, say, setting, settings_table, start_figure, strip, tuned, walk_of)
+from .tradeoff import (_bars, _budget_colors, _floor, _heading, _ROUND, _samples, _span, _named, _ticks, _titled, _wide,
+    between, budgets, compare_figure, compare_words, curve, difference, difference_sheet, dodge, evaluations_for, everything, explorer_figure,
+    intervals_table, measured_as, one_unit, over_seeds, ranging, rivals, say, setting, settings_table, start_figure, strip, tuned, walk_of)
 
 # %% ../nbs/13_explore.ipynb #dd302680
 class _Pick:
@@ -36,20 +30,9 @@ class _Pick:
         import ipywidgets as w
         self.atlas, self.names, self.changed, self.busy = atlas, names, changed, False
         self.run = w.Dropdown(options=names(atlas), value=run, description="run", **_wide())
-        self.kimg, self.nfe = (w.SelectionSlider(options=[("–", -1)], description=name, **_wide()) for name in ("kimg", "evaluations"))
+        self.kimg, self.nfe = (w.SelectionSlider(options=[("–", -1)], description=name, **_wide())
+                               for name in ("kimg", "evaluations"))
         self.refresh(atlas, kimg, nfe)
-
-    def refresh(self, atlas, kimg=None, nfe=None, run=None):
-        "Take in what `atlas` holds now, go where told, and else stay where we were as far as that exists."
-        self.busy, self.atlas, run = True, atlas, run or self.run.value
-        try:
-            if list(self.run.options) != self.names(atlas): self.run.options = self.names(atlas); self.run.value = run if run in self.run.options else self.run.options[0]
-            points = self.charted.points
-            for s, wanted, found in ((self.kimg, kimg, {k for k, _ in points}), (self.nfe, nfe, {n for _, n in points})):
-                wanted, found = s.value if wanted is None else wanted, sorted(found)
-                if [v for _, v in s.options] != found: s.options = [(f"{v:g}", v) for v in found]
-                s.index = found.index(min(found, key=lambda v: abs(v - wanted))) if wanted >= 0 else len(found) - 1
-        finally: self.busy = False
 
     @property
     def charted(self): return self.atlas.runs[self.run.value]
@@ -57,66 +40,138 @@ class _Pick:
     @property
     def now(self): return self.charted, self.kimg.value, self.nfe.value
 
+# %% ../nbs/13_explore.ipynb #dd302681
+def _refresh_pick(self, atlas, kimg=None, nfe=None, run=None):
+    "Take in what `atlas` holds now, go where told (-1: the last), and else stay where we were as far as that exists."
+    self.busy, self.atlas, run = True, atlas, run or self.run.value
+    try:
+        if list(self.run.options) != self.names(atlas): self.run.options = self.names(atlas)
+        self.run.value = run if run in self.run.options else self.run.options[0]
+        points = self.charted.points
+        _offer(self.kimg, sorted({k for k, _ in points}), kimg)
+        _offer(self.nfe, sorted({n for _, n in points}), nfe)
+    finally: self.busy = False
+
+def _offer(slider, found, wanted):
+    "Let a slider offer the numbers `found` and stand nearest to the one `wanted`."
+    wanted = slider.value if wanted is None else wanted
+    if [v for _, v in slider.options] != found: slider.options = [(f"{v:g}", v) for v in found]
+    nearest = min(found, key=lambda v: abs(v - wanted))
+    slider.index = found.index(nearest) if wanted >= 0 else len(found) - 1
+
+_Pick.refresh = _refresh_pick
+
 # %% ../nbs/13_explore.ipynb #4769b978
-def _listen(pick, error):
+def _listen(pick, error, *shown):
     "Let the controls of a `_Pick` call `changed`; a new run first brings its own budgets."
     def moved(*_):
         if not pick.busy: pick.changed()
+
     def other_run(*_):
-        if not pick.busy: pick.refresh(pick.atlas); pick.changed()
-    pick.run.observe(guard(error, other_run), "value")
-    for s in (pick.kimg, pick.nfe): s.observe(guard(error, moved), "value")
+        if pick.busy: return
+        pick.refresh(pick.atlas)
+        pick.changed()
+    pick.run.observe(guard(error, other_run, *shown), "value")
+    for s in (pick.kimg, pick.nfe): s.observe(guard(error, moved, *shown), "value")
 
 # %% ../nbs/13_explore.ipynb #27de721a
 class _Curves:
-    "The curves as a plotly widget: `draw(run, walk, kin)` once, `light(here, there, run, kin)` at every move; `look(kimg, nfe, walked)` is called on hover, `leave()` after it, `go(…)` on a click."
+    """The curves as a plotly widget: `draw(run, walk, kin)` once, `light(here, there, run, kin)` at every move.
+
+    `look(kimg, nfe, walked)` is called on hover, `leave()` after it, `go(…)` on a click."""
     def __init__(self, look, leave, go):
         import plotly.graph_objects as p
         self.figure, self.look, self.leave, self.go = p.FigureWidget(), look, leave, go
         self.figure._config = dict(self.figure._config or {}, displayModeBar=False)
-        axis = dict(type="log", gridcolor="#E5E5E5", linecolor="#888", zeroline=False, automargin=False)
-        self.figure.update_layout(template="none", width=408, height=246, margin=dict(l=48, r=78, t=6, b=38), hovermode="closest", font=dict(size=11), xaxis=axis | dict(title=dict(text="evaluations (NFE)", standoff=6)),
-            yaxis=axis | dict(title=dict(text="distance", standoff=4), exponentformat="none", tickvals=_ROUND), legend=dict(x=1.02, y=1, xanchor="left", font=dict(size=10), bgcolor="rgba(0,0,0,0)"), hoverlabel=dict(font=dict(size=11), align="left"))
+        self.figure.update_layout(**_curves_layout())
+
+    def settle(self):
+        """Let the widget's own state be what it shows: a page that is loaded anew, or that takes a
+        while to load plotly, begins from that, and the changes before do not reach it."""
+        from copy import deepcopy
+        f = self.figure
+        f._widget_data, f._widget_layout = deepcopy(f._data), deepcopy(f._layout)
+
+def _curves_layout():
+    axis = dict(type="log", gridcolor="#E5E5E5", linecolor="#888", zeroline=False, automargin=False)
+    x = axis | dict(title=dict(text="evaluations (NFE)", standoff=6))
+    y = axis | dict(title=dict(text="distance", standoff=4), exponentformat="none", tickvals=_ROUND)
+    legend = dict(x=1.02, y=1, xanchor="left", font=dict(size=10), bgcolor="rgba(0,0,0,0)")
+    hover = dict(font=dict(size=11), align="left")
+    return dict(template="none", width=400, height=246, margin=dict(l=44, r=78, t=6, b=38), font=dict(size=11),
+                hovermode="closest", xaxis=x, yaxis=y, legend=legend, hoverlabel=hover)
 
 # %% ../nbs/13_explore.ipynb #6d8f6f04
 def _draw(self, run, walk, kin, error):
     "All curves of a run, and what its points do under the pointer."
     seen = [s for r in (run, walk, *kin) if r for s in everything(r)]
-    self.floor, fig = _floor(seen), self.figure
-    lines = [_trace(curve(run, k), f"{k:g} kimg", self.floor, dict(color=c, width=1.2), "circle") for k, c in _budget_colors(budgets(run)).items()]
-    if walk: lines.append(_trace(curve(walk, budgets(walk)[0]), "Heun", self.floor, dict(color="#000000", width=1.5, dash="dash"), "square"))
-    others = dict(mode="lines+markers", line=dict(width=1, color="#737373"), marker=dict(size=4, color="#737373"), name="other seeds", hoverinfo="skip", showlegend=bool(kin))
-    ring = dict(mode="markers", marker=dict(symbol="circle-open", size=16, color=COLORS["vermillion"], line=dict(width=3)), hoverinfo="skip", showlegend=False)
-    bold = dict(mode="lines", line=dict(width=4), hoverinfo="skip", showlegend=False)
-    ticks = _ticks(v for line in lines for v in line["x"])
+    self.floor, self.aside, fig = _floor(seen), dodge(budgets(run)), self.figure
+    lines = self.traces(run, walk)
+    ticks = _ticks(s.nfe for s in seen)
+    ends = [math.log10(ticks[0] / 1.4), math.log10(max(max(line["x"]) for line in lines) * 1.25)]
     with fig.batch_update():
-        fig.data = (); fig.add_traces([dict(type="scatter", x=[], y=[], **look) for look in (bold, ring)] + lines + [dict(type="scatter", x=[], y=[], **others)])
-        fig.update_xaxes(tickvals=ticks, ticktext=[str(t) for t in ticks], range=[math.log10(ticks[0] / 1.25), math.log10(max(max(line["x"]) for line in lines) * 1.25)])
+        fig.data = ()
+        fig.add_traces([*_marks(), *lines, _others(kin)])
+        fig.update_xaxes(tickvals=ticks, ticktext=[str(t) for t in ticks], range=ends)
         fig.update_yaxes(range=[math.log10(v) for v in _span(seen, self.floor)])
     at = lambda t, points: t.customdata[points.point_inds[0]][:3]
     for trace in fig.data[2:-1]:
         trace.on_hover(guard(error, lambda t, points, *_: self.look(*at(t, points)) if points.point_inds else None))
         trace.on_unhover(guard(error, lambda *_: self.leave()))
         trace.on_click(guard(error, lambda t, points, *_: self.go(*at(t, points)) if points.point_inds else None))
+    self.settle()
 
 _Curves.draw = _draw
 
 # %% ../nbs/13_explore.ipynb #e7c03517
-def _trace(settings, name, floor, line, symbol):
+def _traces(self, run, walk):
+    "A line for each budget of `run`, and one for Heun's `walk`."
+    lines = [_trace(curve(run, k), f"{k:g} kimg", self.floor, dict(color=c, width=1.2), "circle", self.aside[k])
+             for k, c in _budget_colors(budgets(run)).items()]
+    black = dict(color="#000000", width=1.5, dash="dash")
+    if walk: lines.append(_trace(curve(walk, budgets(walk)[0]), "Heun", self.floor, black, "square"))
+    return lines
+
+_Curves.traces = _traces
+
+def _trace(settings, name, floor, line, symbol, aside=1):
+    "One line: its points, intervals, and what is said of a point under the pointer."
     y, down, up = _bars(settings, floor)
     numbers = [(s.kimg, s.nfe, s.method == "heun", s.value, s.low, s.high, s.ms) for s in settings]
-    return dict(type="scatter", x=[s.nfe for s in settings], y=y, error_y=dict(type="data", array=up, arrayminus=down, symmetric=False, thickness=1, width=2), name=name, mode="lines+markers", line=line,
-        marker=dict(size=7, symbol=symbol, color=line["color"]), customdata=numbers, hovertemplate="NFE %{x}: %{customdata[3]:.1f}<br>[%{customdata[4]:.1f}, %{customdata[5]:.1f}]<br>%{customdata[6]:.3g} ms a picture<extra>" + name + "</extra>")
+    bars = dict(type="data", array=up, arrayminus=down, symmetric=False, thickness=1, width=2)
+    hover = ("NFE %{customdata[1]}: %{customdata[3]:.1f}<br>[%{customdata[4]:.1f}, %{customdata[5]:.1f}]<br>"
+             "%{customdata[6]:.3g} ms a picture<extra>" + name + "</extra>")
+    return dict(type="scatter", x=[s.nfe * aside for s in settings], y=y, error_y=bars, name=name,
+                mode="lines+markers", line=line, marker=dict(size=6, symbol=symbol, color=line["color"]),
+                customdata=numbers, hovertemplate=hover)
+
+# %% ../nbs/13_explore.ipynb #e7c03518
+def _marks():
+    "The line that is lit, and the rings, still empty."
+    bold = dict(mode="lines", line=dict(width=4), hoverinfo="skip", showlegend=False)
+    look = dict(symbol="circle-open", size=16, color=COLORS["vermillion"], line=dict(width=3))
+    ring = dict(mode="markers", marker=look, hoverinfo="skip", showlegend=False)
+    return [dict(type="scatter", x=[], y=[], **look) for look in (bold, ring)]
+
+def _others(kin):
+    "The line of the other seeds, still empty."
+    grey = "#737373"
+    return dict(type="scatter", x=[], y=[], mode="lines+markers", line=dict(width=1, color=grey), name="other seeds",
+                marker=dict(size=4, color=grey), hoverinfo="skip", showlegend=bool(kin))
 
 # %% ../nbs/13_explore.ipynb #519f6f51
 def _light(self, here, there, run, kin):
     "Light the settings `here` and `there`, the line of the budget, and that of the other seeds."
     c, theirs = curve(run, here.kimg), [s for r in kin for s in (*curve(r, here.kimg), None)]
+    aside = self.aside[here.kimg]
+    rings = [(here.nfe * aside, here)] + [(there.nfe, there)] * bool(there)
     with self.figure.batch_update():
         bold, ring, *_, others = self.figure.data
-        others.x, others.y = [s and s.nfe for s in theirs], [s and max(s.value, self.floor) for s in theirs]
-        bold.x, bold.y, bold.line.color = [s.nfe for s in c], _bars(c, self.floor)[0], _budget_colors(budgets(run))[here.kimg]
-        ring.x, ring.y = [s.nfe for s in (here, there) if s], [max(s.value, self.floor) for s in (here, there) if s]
+        others.x, others.y = [s and s.nfe * aside for s in theirs], [s and max(s.value, self.floor) for s in theirs]
+        bold.x, bold.y = [s.nfe * aside for s in c], _bars(c, self.floor)[0]
+        bold.line.color = _budget_colors(budgets(run))[here.kimg]
+        ring.x, ring.y = [x for x, _ in rings], [max(s.value, self.floor) for _, s in rings]
+    self.settle()
 
 _Curves.light = _light
 
@@ -126,21 +181,49 @@ class _Explorer:
         import ipywidgets as w
         names = lambda atlas: [r.name for r in tuned(atlas)]
         if not names(atlas): raise ValueError("this atlas holds no run with a budget to choose: add one with Atlas.add(folder)")
-        self.left, self.right, self.words, self.table, self.error = (w.HTML() for _ in range(5))
-        self.pick, self.kept, self.busy, self.drawn = _Pick(atlas, names, run or names(atlas)[0], kimg, nfe, self.move), {}, False, None
+        self.kept, self.busy, self.drawn = {}, False, None
+        self.left, self.right, self.words, self.row, self.table, self.error = (w.HTML() for _ in range(6))
+        self.pick = _Pick(atlas, names, run or names(atlas)[0], kimg, nfe, self.move)
         self.heun = w.SelectionSlider(options=[("–", -1)], description="Heun's", **_wide())
-        self.play = w.Play(min=0, max=1, step=1, interval=900, layout=w.Layout(margin="2px 8px 2px 76px"))
-        self.curves = _Curves(self.look, self.move, self.go)
-        for side in (self.left, self.right): side.layout = w.Layout(width="208px", height="252px")
-        plot, row = w.Box([self.curves.figure], layout=w.Layout(width="412px", height="252px", overflow="hidden")), w.Layout(flex_flow="row wrap", align_items="flex-start", max_width="960px")
-        controls = w.HBox([self.pick.kimg, self.pick.nfe, self.heun, self.pick.run, self.play], layout=row)
-        self.words.layout.min_height = "66px"
-        self.panel = w.VBox([controls, w.HBox([self.left, self.right, plot], layout=row), self.words, self.table, self.error])
-        _listen(self.pick, self.error)
-        self.heun.observe(guard(self.error, self.move), "value")
-        self.play.observe(guard(self.error, lambda *_: setattr(self.pick.kimg, "index", self.play.value)), "value")
+        self.play = w.Button(description="Play", tooltip="go through the budgets from here", layout=w.Layout(width="90px"))
+        self.curves = _Curves(self.look, self.leave, self.go)
+        self.panel = self.arranged()
+        _listen(self.pick, self.error, self.left, self.right)
+        self.heun.observe(guard(self.error, self.move, self.left, self.right), "value")
+        self.play.on_click(guard(self.error, self.play_or_pause))
         try: self.refresh(atlas)
         except ValueError as e: self.error.value = complaint(e)                 # the controls are there all the same
+
+# %% ../nbs/13_explore.ipynb #a0f6cd8c
+def _arranged(self):
+    "The widgets of the explorer in their places: the two sheets side by side however narrow the page."
+    import ipywidgets as w
+    for side in (self.left, self.right): side.layout = w.Layout(width="204px", min_width="0", flex="0 1 204px")
+    pair = w.HBox([self.left, self.right], layout=w.Layout(min_height="240px", align_items="flex-start"))
+    plot = w.Box([self.curves.figure], layout=w.Layout(width="404px", height="252px", max_width="100%", overflow="auto hidden"))
+    row = w.Layout(flex_flow="row wrap", align_items="flex-start", max_width="1080px")
+    controls = w.HBox([self.pick.kimg, self.pick.nfe, self.play, self.heun, self.pick.run], layout=row)
+    self.words.layout.min_height, self.row.layout.min_height = "66px", "38px"
+    return w.VBox([controls, w.HBox([pair, plot], layout=row), self.words, self.row, self.table, self.error])
+
+def _play_or_pause(self, *_):
+    "Go through the budgets, or rest where they stand."
+    if self.playing: return background(("play", id(self)))
+    self.playing = background(("play", id(self)), _played(self))
+    self.play.description = "Pause"
+    self.playing.add_done_callback(lambda _: self.rest())
+
+def _rest(self): self.playing, self.play.description = None, "Play"
+
+async def _played(self):
+    "One budget after the other, from where the slider stands; from the first if that is the last."
+    slider = self.pick.kimg
+    if slider.index == len(slider.options) - 1: slider.index = 0
+    while slider.index < len(slider.options) - 1:
+        await asyncio.sleep(0.9)
+        slider.index = min(slider.index + 1, len(slider.options) - 1)
+
+_Explorer.arranged, _Explorer.play_or_pause, _Explorer.rest, _Explorer.playing = _arranged, _play_or_pause, _rest, None
 
 # %% ../nbs/13_explore.ipynb #3f6bae27
 def _refresh(self, atlas):
@@ -153,37 +236,63 @@ _Explorer.refresh = _refresh
 
 # %% ../nbs/13_explore.ipynb #d5486035
 def _move(self, *_):
-    "Show the setting that the controls stand at."
+    "Show the setting that the controls stand at: the pictures first, since they are what is waited for."
     if self.busy: return
     run, kimg, nfe = self.pick.now
     walk, kin = walk_of(self.pick.atlas, run), [r for r in self.pick.atlas.family(run) if r is not run]
     self._prepare(run, walk, kin)
-    here, there = setting(run, kimg, nfe), setting(walk, budgets(walk)[0], self.heun.value) if walk else None
+    try: here = setting(run, kimg, nfe)
+    except ValueError:
+        self.words.value = readout_html("Nothing was recorded there; the pictures are those of the setting before.")
+        self.row.value = intervals_table(curve(run, kimg))
+        raise
+    there = setting(walk, budgets(walk)[0], self.heun.value) if walk else None
     self.here, self.there, self.kin = here, there, kin
-    self.words.value = _readout(explorer_words(here, there, walk, over_seeds(self.pick.atlas, run, kimg, nfe)))
-    self.curves.light(here, there, run, kin)
-    self._pictures(run, walk, here, there)
+    try: self._pictures(run, walk, here, there)
+    finally:
+        seeds = over_seeds(self.pick.atlas, run, kimg, nfe)
+        self.words.value = readout_html(explorer_words(here, there, walk, seeds))
+        self.row.value = intervals_table(curve(run, kimg))
+        self.curves.light(here, there, run, kin)
 
+def _leave(self):
+    "The pointer has left a point: its samples leave with it."
+    run, _, _ = self.pick.now
+    self._pictures(run, walk_of(self.pick.atlas, run), self.here, self.there)
+
+# %% ../nbs/13_explore.ipynb #d5486036
 def _pictures(self, run, walk, here, there):
+    "The samples of `here` and of Heun's `there`."
     for place, r, s, name in ((self.left, run, here, f"{here.kimg:g} kimg"), (self.right, walk, there, "Heun")):
-        if s is None: place.value = ""; continue
-        key = (s.run, s.kimg, s.nfe)
-        if key not in self.kept:
-            try: self.kept[key] = _samples(strip(r, s.kimg, s.nfe), _titled(s, name), f"Sixteen samples: {say(s)}")
-            except ValueError: place.value = f'<div style="font-size:12px;line-height:18px;height:36px">{_titled(s, name)}</div><i>no pictures</i>'; raise
-        place.value = self.kept[key]
+        place.value = self._sheet(r, s, name, place) if s else ""
+
+def _sheet(self, run, s, name, place):
+    "The samples of one `Setting` as HTML, kept for the next time; `place` says so if there are none."
+    key = (s.run, s.kimg, s.nfe)
+    if key not in self.kept:
+        try: x = strip(run, s.kimg, s.nfe)
+        except ValueError:
+            place.value = _heading(_titled(s, name)) + "<i>no pictures</i>"
+            raise
+        self.kept[key] = _samples(x, _titled(s, name), f"Sixteen samples: {say(s)}")
+    return self.kept[key]
+
+_Explorer._pictures, _Explorer._sheet = _pictures, _sheet
 
 # %% ../nbs/13_explore.ipynb #aab2a087
 def _prepare(self, run, walk, kin):
-    "What changes with the run only: the curves, the table, the ends of Heun's slider and of Play."
+    "What changes with the run only: the curves, the table, the ends of Heun's slider."
     if self.drawn is run: return
     self.busy, self.drawn = True, run
     try:
         steps = [s.nfe for s in curve(walk, budgets(walk)[0])] if walk else []
-        if [v for _, v in self.heun.options] != steps: self.heun.options = [(str(v), v) for v in steps] or [("–", -1)]; self.heun.index = len(self.heun.options) - 1
-        self.heun.disabled, self.play.max, self.play.value = not walk, len(budgets(run)) - 1, self.pick.kimg.index
+        if [v for _, v in self.heun.options] != steps:
+            self.heun.options = [(str(v), v) for v in steps] or [("–", -1)]
+            self.heun.index = len(self.heun.options) - 1
+        self.heun.disabled = not walk
         rows = everything(run, walk)
-        self.table.value = f"<details style=\"line-height:1.5\"><summary>All {len(rows)} settings as a table ({html.escape(measured_as(rows[0]))})</summary>{settings_table(rows)}</details>"
+        title = f"All {len(rows)} settings as a table ({html.escape(measured_as(rows[0]))})"
+        self.table.value = f'<details style="line-height:1.5"><summary>{title}</summary>{settings_table(rows)}</details>'
     finally: self.busy = False
     self.curves.draw(run, walk, kin, self.error)
 
@@ -198,30 +307,45 @@ def _look(self, kimg, nfe, walked):
 # %% ../nbs/13_explore.ipynb #9582f876
 def _go(self, kimg, nfe, walked):
     "Move the sliders to a point that was clicked."
-    if walked: self.heun.value = nfe; return
+    if walked:
+        self.heun.value = nfe
+        return
     self.pick.busy = True
     try: self.pick.kimg.value, self.pick.nfe.value = kimg, nfe
     finally: self.pick.busy = False
     self.move()
 
-_Explorer.move, _Explorer._pictures, _Explorer._prepare, _Explorer.look, _Explorer.go = _move, _pictures, _prepare, _look, _go
+_Explorer.move, _Explorer.leave, _Explorer._prepare = _move, _leave, _prepare
+_Explorer.look, _Explorer.go = _look, _go
 
 def explorer_words(here, there, walk, seeds=()):
     "What the explorer shows, in sentences; `seeds` are the `Setting`s of all seeds there."
     mine = f"{say(here)}" + (f" (distances {ranging(seeds)})" if len(seeds) > 1 else "")
     if not walk: return f"{mine}. Nobody has walked from the same start with Heun's method."
-    like = evaluations_for(curve(walk, budgets(walk)[0]), here.value)
-    return f"{mine}. {say(there)}. " + (f"Heun's method was not measured at so low a distance as {here.value:.1f}." if like is None else f"Heun's method comes to {here.value:.1f} with about {like:.0f} evaluations.")
+    return f"{mine}. {say(there)}. {_like_heun(here.value, curve(walk, budgets(walk)[0]))}"
+
+def _like_heun(value, walk):
+    "Between which recorded evaluations Heun's method comes to a distance."
+    found = between(walk, value)
+    if not found: return f"Heun's method was not measured at so low a distance as {value:.1f}."
+    few, many = found
+    if few is many: return f"Heun's method is below {value:.1f} with {few.nfe} evaluations already."
+    return f"Heun's method comes to {value:.1f} between {few.nfe} and {many.nfe} evaluations."
 
 # %% ../nbs/13_explore.ipynb #69bacae0
 def explorer(atlas, run=None, kimg=None, nfe=1):
-    "Steps × budget of the runs of an `Atlas`: sliders, samples of one noise, the numbers, the curves; begins at `run` (a name), `kimg` (default: all of it), `nfe`. `panel.refresh(atlas)` takes in one that has grown. Show it with `show_panel`."
+    """Steps × budget of the runs of an `Atlas`: sliders, samples of one noise, the numbers, the curves.
+
+    It begins at `run` (a name), `kimg` (default: all of it), `nfe`. `panel.refresh(atlas)` takes in
+    an atlas that has grown. Show it with `show_panel`."""
     ex = _Explorer(atlas, run, kimg, nfe)
     panel = ex.panel
+
     def still():
         run, atlas = ex.pick.charted, ex.pick.atlas
-        words = explorer_words(ex.here, ex.there, walk_of(atlas, run), over_seeds(atlas, run, ex.here.kimg, ex.here.nfe))
-        return draw_png(explorer_figure(run, ex.here, walk_of(atlas, run), ex.there, ex.kin)), words
+        walk, seeds = walk_of(atlas, run), over_seeds(atlas, run, ex.here.kimg, ex.here.nfe)
+        figure = explorer_figure(run, ex.here, walk, ex.there, ex.kin)
+        return draw_png(figure), explorer_words(ex.here, ex.there, walk, seeds)
     panel.still, panel.refresh, panel.state = still, ex.refresh, ex
     return panel
 
@@ -231,55 +355,90 @@ class _Compare:
         import ipywidgets as w
         if not atlas.runs: raise ValueError("this atlas is empty: add a run with Atlas.add(folder)")
         first, second = _begin(atlas, first, second)
-        self.places = [w.HTML(layout=w.Layout(width="208px", height="244px")) for _ in range(3)]
-        self.words, self.error, self.now, self.busy = w.HTML(layout=w.Layout(min_height="92px")), w.HTML(), None, False
-        self.together = w.Checkbox(value=tuple(first[1:]) == tuple(second[1:]), description="same budget and evaluations for both", indent=False, layout=w.Layout(width="300px", margin="2px 8px 2px 80px"))
+        place = dict(width="208px", min_width="0", flex="0 1 208px", min_height="236px")
+        self.places = [w.HTML(layout=w.Layout(**place)) for _ in range(3)]
+        self.words, self.error = w.HTML(layout=w.Layout(min_height="92px")), w.HTML()
+        self.now, self.busy, self.note = None, False, ""
+        same = "same budget and evaluations for both"
+        self.together = w.Checkbox(value=tuple(first[1:]) == tuple(second[1:]), description=same, indent=False,
+                                   layout=w.Layout(width="300px", margin="2px 8px 2px 80px"))
         self.first = _Pick(atlas, lambda atlas: list(atlas.runs), *first, self.move)
-        self.second = _Pick(atlas, lambda atlas: [r.name for r in atlas.runs.values() if r.unit == self.first.charted.unit], *second, self.move)
-        for pick in (self.first, self.second): _listen(pick, self.error)
-        self.together.observe(guard(self.error, self.move), "value")
-        row = w.Layout(flex_flow="row wrap", max_width="960px")
+        self.second = _Pick(atlas, self.fellows, *second, self.move)
+        for pick in (self.first, self.second): _listen(pick, self.error, *self.places)
+        self.together.observe(guard(self.error, self.move, *self.places), "value")
+        row = w.Layout(flex_flow="row wrap", max_width="1080px")
         rows = [w.HBox([p.run, p.kimg, p.nfe], layout=row) for p in (self.first, self.second)]
-        self.panel = w.VBox([*rows, self.together, w.HBox(self.places, layout=row), self.words, self.error])
+        self.panel = w.VBox([*rows, self.together, w.HBox(self.places), self.words, self.error])
         self.move()
 
+# %% ../nbs/13_explore.ipynb #3ad2dc8d
 def _begin(atlas, first, second):
-    "Where the two settings begin: a tuned run with one evaluation, and its rival from scratch with the same seed, budget and evaluations; without a rival, itself with two."
+    """Where the two settings begin: a tuned run with one evaluation, and its rival from scratch with
+    the same seed, budget and evaluations; without a rival, itself with two."""
     if first is None: first = (tuned(atlas)[0].name if tuned(atlas) else list(atlas.runs)[0], -1, 1)
     run = atlas.runs[first[0]]
     if second is None:
-        other = [r for family in rivals(atlas, run) for r in sorted(family, key=lambda r: r.facts["seed"] != run.facts["seed"])]
+        unlike = lambda r: r.facts["seed"] != run.facts["seed"]
+        other = [r for family in rivals(atlas, run) for r in sorted(family, key=unlike)]
         second = (other[0].name, *first[1:]) if other else (run.name, first[1], 2)
     one_unit(run, atlas.runs[second[0]])
     return first, second
+
+# %% ../nbs/13_explore.ipynb #3ad2dc8e
+def _fellows(self, atlas):
+    "The runs whose distances have the unit of the first."
+    return [r.name for r in atlas.runs.values() if r.unit == self.first.charted.unit]
+
+def _follow(self, run, kimg, nfe):
+    "Let the second stand where the first does; where it was not measured there, untick the box and say so."
+    atlas, name, self.note = self.first.atlas, None, ""
+    if self.second.charted.unit != run.unit: name = _begin(atlas, (run.name, kimg, nfe), None)[1][0]
+    self.second.refresh(atlas, run=name)
+    second = self.second.charted
+    if self.together.value and (kimg, nfe) not in second.points:
+        self.together.value = False
+        walk = second.facts.get("method") == "heun"
+        self.second.refresh(atlas, *(-1, -1) if walk else (kimg, nfe))
+        self.note = (f" {second.name} was not measured after {kimg:g} kimg with {nfe} evaluation{'s' * (nfe > 1)}: "
+                     "the two move apart, and the box is unticked.")
+    if self.together.value: self.second.refresh(atlas, kimg, nfe)
+    for s in (self.second.kimg, self.second.nfe): s.disabled = self.together.value
+
+_Compare.follow, _Compare.fellows = _follow, _fellows
 
 # %% ../nbs/13_explore.ipynb #89e716ee
 def _compared(self, *_):
     "Show the two settings that the controls stand at; where they go together, the second follows the first."
     if self.busy: return
-    self.busy, follow, (run, kimg, nfe) = True, self.together.value, self.first.now
-    name = None if self.second.charted.unit == run.unit else _begin(self.first.atlas, (run.name, kimg, nfe), None)[1][0]
-    try: self.second.refresh(self.first.atlas, *(kimg, nfe) if follow else (None, None), name)
+    self.busy, (run, kimg, nfe) = True, self.first.now
+    try: self.follow(run, kimg, nfe)
     finally: self.busy = False
-    for s in (self.second.kimg, self.second.nfe): s.disabled = follow
-    pairs, self.words.value = [(run, kimg, nfe), self.second.now], ""
-    a, b = (setting(*p) for p in pairs)
-    xa, xb = (strip(*p) for p in pairs)
-    words = compare_words(a, b, difference(xa, xb), [over_seeds(self.first.atlas, *p) for p in pairs])
-    self.now = dict(a=a, b=b, xa=xa, xb=xb, words=words)
+    pairs = [(run, kimg, nfe), self.second.now]
+    try:
+        a, b = (setting(*p) for p in pairs)
+        xa, xb = (strip(*p) for p in pairs)
+        words = compare_words(a, b, difference(xa, xb), [over_seeds(self.first.atlas, *p) for p in pairs])
+    except ValueError:
+        self.words.value = readout_html("These two cannot be compared; the pictures are those of the pair before.")
+        raise
+    self.now = dict(a=a, b=b, xa=xa, xb=xb, words=words + self.note)
     for place, x, s in zip(self.places, (xa, xb), (a, b)): place.value = _samples(x, _named(s), say(s))
-    self.places[2].value = _samples(difference_sheet(xa[:16], xb[:16]), "<b>second − first</b><br>orange brighter, blue darker", "The difference of the two, pixel by pixel")
-    self.words.value = _readout(words)
+    unlike = "<b>second − first</b><br>orange brighter, blue darker"
+    self.places[2].value = _samples(difference_sheet(xa[:16], xb[:16]), unlike, "The difference of the two, pixel by pixel")
+    self.words.value = readout_html(self.now["words"])
 
 _Compare.move = _compared
 
 # %% ../nbs/13_explore.ipynb #813ba2a1
 def compare_panel(atlas, first=None, second=None):
-    """Two settings of the runs of an `Atlas` on the same noise, with their difference; `first` and `second` are (run, kimg, nfe), by default a tuned run and the same training from scratch.
-    The second menu offers runs of the first one's unit only. Show it with `show_panel`."""
+    """Two settings of the runs of an `Atlas` on the same noise, with their difference.
+
+    `first` and `second` are (run, kimg, nfe), by default a tuned run and the same training from
+    scratch. The second menu offers runs of the first one's unit only. Show it with `show_panel`."""
     compare = _Compare(atlas, first, second)
     panel = compare.panel
-    panel.still = lambda: (draw_png(compare_figure(*(compare.now[k] for k in ("a", "b", "xa", "xb")))), compare.now["words"])
+    parts = ("a", "b", "xa", "xb")
+    panel.still = lambda: (draw_png(compare_figure(*(compare.now[k] for k in parts))), compare.now["words"])
     panel.picks, panel.together = [compare.first, compare.second], compare.together
     return panel
 
@@ -300,54 +459,108 @@ def run_words(folder):
     return words + (f"; the newest loss is {losses[-1]['value']:.3g}, after {losses[-1]['kimg']:.4g} kimg." if losses else ".")
 
 # %% ../nbs/13_explore.ipynb #adeb3e5b
+_TIPS = dict(Refresh="read the folder again", Measure="measure snapshots that have no record yet",
+             Stop="rest; what was measured is kept")
+
 class _MyRun:
+    task = watch = view = None
     def __init__(self, folder, atlas, pictures, network, n, every):
         import ipywidgets as w
-        self.folder, self.atlas, self.pictures, self.network, self.n, self.every, self.task, self.watch, self.view = Path(folder), Atlas(atlas.runs.values() if atlas else ()), pictures, network, n, every, None, None, None
-        self.buttons = {name: w.Button(description=name, tooltip=tip, layout=w.Layout(width="90px")) for name, tip in dict(Refresh="read the folder again", Measure="measure snapshots that have no record yet", Stop="rest; what was measured is kept").items()}
-        self.auto, self.bar = w.Checkbox(value=False, description=f"every {every:g} s", indent=False, layout=w.Layout(width="120px")), w.IntProgress(max=1, layout=w.Layout(width="240px"))
+        self.folder, self.atlas = Path(folder), Atlas(atlas.runs.values() if atlas else ())
+        self.pictures, self.network, self.n, self.every = pictures, network, n, every
+        self.buttons = {name: w.Button(description=name, tooltip=tip, layout=w.Layout(width="90px")) for name, tip in _TIPS.items()}
+        self.auto = w.Checkbox(value=False, description=f"every {every:g} s", indent=False, layout=w.Layout(width="120px"))
+        self.bar = w.IntProgress(max=1, layout=w.Layout(width="240px"))
         self.words, self.error, self.body = w.HTML(), w.HTML(), w.VBox([])
-        self.panel = w.VBox([w.HBox([*self.buttons.values(), self.auto, self.bar], layout=w.Layout(flex_flow="row wrap")), self.words, self.error, self.body])
-        for name, act in dict(Refresh=self.refresh, Measure=self.measure, Stop=self.stop).items(): self.buttons[name].on_click(guard(self.error, lambda *_, act=act: act()))
+        row = w.HBox([*self.buttons.values(), self.auto, self.bar], layout=w.Layout(flex_flow="row wrap"))
+        self.panel = w.VBox([row, self.words, self.error, self.body])
+        for work in ("measure", "follow"): background(self.key(work))        # an older panel of this folder rests
+        for name, act in dict(Refresh=self.refresh, Measure=self.measure, Stop=self.stop).items():
+            self.buttons[name].on_click(guard(self.error, lambda *_, act=act: act()))
         self.auto.observe(guard(self.error, lambda *_: self.follow()), "value")
-        self.buttons["Stop"].disabled, self.buttons["Measure"].disabled = True, pictures is None or network is None
+        self.enable()
         self.look()
 
-    def refresh(self):
-        "Read the folder again; what has not changed is not drawn anew."
-        self.words.value, name = _readout(run_words(self.folder)), f"{self.folder.name} (this run)"
-        before = self.atlas.runs.get(name)
-        run = self.atlas.add(self.folder, name)
-        if not self.view: self.view = explorer(self.atlas, run.name); self.body.children = [self.view]
-        elif run.records != before.records: self.view.refresh(self.atlas)
+# %% ../nbs/13_explore.ipynb #adeb3e5c
+def _key(self, work):
+    "The name of the one task of that kind on this folder."
+    return work, str(self.folder.resolve())
 
-    def look(self):
-        "As `refresh`, with what went wrong shown in the panel."
-        try: self.refresh(); self.error.value = ""
-        except Exception as e: self.error.value = complaint(e)
+def _enable_my_run(self):
+    "Switch off the buttons that would do nothing."
+    able = self.pictures is not None and self.network is not None
+    self.buttons["Measure"].disabled = self.task is not None or not able
+    self.buttons["Stop"].disabled = self.task is None
+
+def _refresh_my_run(self):
+    "Read the folder again; what has not changed is not drawn anew."
+    self.words.value, name = readout_html(run_words(self.folder)), f"{self.folder.name} (this run)"
+    before = self.atlas.runs.get(name)
+    run = self.atlas.add(self.folder, name)
+    if not self.view:
+        self.view = explorer(self.atlas, run.name)
+        self.body.children = [self.view]
+    elif run.records != before.records: self.view.refresh(self.atlas)
+
+def _look_my_run(self):
+    "As `refresh`, with what went wrong shown in the panel."
+    safely(self.error, self.refresh)()
+
+_MyRun.key, _MyRun.enable = _key, _enable_my_run
+_MyRun.refresh, _MyRun.look = _refresh_my_run, _look_my_run
 
 # %% ../nbs/13_explore.ipynb #1a818b43
 def _measure(self):
     "Measure what has no record, in a task that hands the thread back after each setting."
+    if self.task:
+        return
     run = RunFolder(self.folder)
     kimgs = doubling(run.snapshots())
-    work = survey(self.folder, self.pictures, self.network, kimgs=kimgs, n=self.n, init=str(run.config().get("init")))
-    done = {(r.get("kimg"), r.get("nfe")) for r in run.records() if "features" in r}
-    self.bar.max, self.bar.value = max(1, sum((k, n) not in done for k in kimgs for n in TIMES)), 0
-    async def go():
-        try:
-            for _ in work:
-                self.bar.value += 1; self.refresh()
-                await asyncio.sleep(0.01)
-        except Exception as e: self.error.value = complaint(e)
-        finally: self.task = None; self.buttons["Measure"].disabled, self.buttons["Stop"].disabled = False, True
-    if self.task: return
-    self.task = asyncio.get_running_loop().create_task(go())
-    self.buttons["Measure"].disabled, self.buttons["Stop"].disabled = True, False
+    work = survey(
+        self.folder,
+        self.pictures,
+        self.network,
+        kimgs=kimgs,
+        n=self.n,
+        init=str(run.config().get("init")),
+    )
+    done = {
+        (r.get("kimg"), r.get("nfe"))
+        for r in run.records()
+        if isinstance(r, dict) and "features" in r
+    }
+    left = sum((k, n) not in done for k in kimgs for n in TIMES)
+    self.bar.max, self.bar.value = max(1, left), 0
+    self.task = background(self.key("measure"), _measured_one_by_one(self, work, left))
+    self.task.add_done_callback(lambda _: self.rested())
+    self.enable()
+
+# %% ../nbs/13_explore.ipynb #ad86129f
+async def _measured_one_by_one(self, work, left):
+    "Go through `work`, of which `left` settings are expected, and say what came of it."
+    try:
+        for _ in work:
+            self.bar.value += 1
+            self.refresh()
+            await asyncio.sleep(0.01)
+        self.refresh()
+        said = (
+            f"Measured {self.bar.value} settings."
+            if left
+            else (
+                "Nothing is left to measure: every snapshot at budgets that double has its records."
+            )
+        )
+        self.words.value = readout_html(f"{run_words(self.folder)} {said}")
+    except Exception as e:
+        self.error.value = complaint(e)
+
+def _rested(self):
+    self.task = None
+    self.enable()
 
 # %% ../nbs/13_explore.ipynb #7864df9e
-def _stop(self):
-    if self.task: self.task.cancel()
+def _stop(self): background(self.key("measure"))
 
 def _follow_folder(self):
     "Refresh every few seconds while the box is ticked."
@@ -355,19 +568,40 @@ def _follow_folder(self):
         while self.auto.value:
             self.look()
             await asyncio.sleep(self.every)
-    if self.watch: self.watch.cancel(); self.watch = None
-    if self.auto.value: self.watch = asyncio.get_running_loop().create_task(go())
 
-_MyRun.measure, _MyRun.stop, _MyRun.follow = _measure, _stop, _follow_folder
+    def over(task):
+        if self.watch is task: self.watch, self.auto.value = None, False
+    if not self.auto.value:
+        self.watch = None
+        background(self.key("follow"))
+        return
+    self.watch = background(self.key("follow"), go())
+    self.watch.add_done_callback(over)
+
+_MyRun.measure, _MyRun.rested, _MyRun.stop, _MyRun.follow = _measure, _rested, _stop, _follow_folder
 
 # %% ../nbs/13_explore.ipynb #11331780
 def my_run(folder, atlas=None, pictures=None, network=None, n=250, every=5.0):
-    "The explorer on a run `folder` that still grows, beside the runs of `atlas`. With the training `pictures` (a `Pictures`) and a feature `network` it can measure snapshots, `n` samples a setting. Show it with `show_panel`."
+    """The explorer on a run `folder` that still grows, beside the runs of `atlas`.
+
+    With the training `pictures` (a `Pictures`) and a feature `network` it can measure snapshots, `n`
+    samples a setting; ticked, it looks again `every` so many seconds. One panel of a folder works
+    at a time. Show it with `show_panel`."""
     mine = _MyRun(folder, atlas, pictures, network, n, every)
+
     def still():
         if mine.view: return mine.view.still()
         from matplotlib.figure import Figure
-        fig = Figure(figsize=(8, 1)); fig.text(0.02, 0.5, run_words(folder) + " Nothing is measured yet.")
+        fig = Figure(figsize=(8, 1))
+        fig.text(0.02, 0.5, run_words(folder) + " Nothing is measured yet.")
         return draw_png(fig), run_words(folder)
     mine.panel.still, mine.panel.mine = still, mine
     return mine.panel
+
+# %% ../nbs/13_explore.ipynb #9506d637
+from .panels import (COLORS, VIEW, Flow, FlowPicture, Live, Tuning, complaint, draw_png, falling_slider, figure_panel, film, flow, flow_panel, flow_words, guard, image_html, images_figure,
+    natural, png, png_bytes, quick_png, show_figure, show_images, show_panel, tile, to_uint8, tuning_figure, tuning_panel, tuning_words)
+
+# %% ../nbs/13_explore.ipynb #3530b3f8
+_all_ = ["COLORS", "VIEW", "Flow", "FlowPicture", "Live", "Tuning", "complaint", "draw_png", "falling_slider", "figure_panel", "film", "flow", "flow_panel", "flow_words", "guard", "image_html", "images_figure",
+    "natural", "png", "png_bytes", "quick_png", "show_figure", "show_images", "show_panel", "tile", "to_uint8", "tuning_figure", "tuning_panel", "tuning_words", "Atlas", "live_panel", "plan", "planner", "break_even", "setting", "curve", "tuned", "walk_of", "evaluations_for", "between", "expected", "strip", "over_seeds", "ranging", "rivals", "start_figure"]

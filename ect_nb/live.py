@@ -8,104 +8,198 @@ __all__ = ['evaluations', 'read_times', 'live_panel']
 # %% ../nbs/20_live.ipynb #2ef698b9
 import asyncio, io, math, time
 import torch
-from .panels import _readout, complaint, draw_png, guard, image_html, images_figure, tile
+from .diffusion import ask, falling
+from .panels import (Tuning, background, complaint, dimmed, draw_png, guard, image_html,
+                           images_figure, readout_html, tile)
 from .sampling import noises, steps
 
 # %% ../nbs/20_live.ipynb #d6fb8288
 def evaluations(model, z, times, generator=None):
-    "As `sampling.sample`, one evaluation at a time: yields the samples after each. `z` (B, …) standard normal; `times` falling."
+    """As `sampling.sample`, one evaluation at a time: yields the samples after each.
+
+    `z` (B, …) standard normal; `times` falling."""
     return steps(model, noises(z, generator), times)
 
 def read_times(text):
-    "The noise levels that `text` lists, like '80, 2.5'."
-    try: return [float(v) for v in text.replace(";", ",").split(",") if v.strip()]
-    except ValueError: raise ValueError(f"{text!r} is no list of noise levels: write numbers with commas between, like 80, 2.5, 0.8") from None
+    "The falling noise levels that `text` lists, like '80, 2.5'. ValueError says what is wrong."
+    like = "write falling levels with commas between, decimals with a point, like 80, 2.5, 0.8"
+    if ";" in text and "," in text: raise ValueError(f"{text!r} has both ; and ,: {like}")
+    try:
+        levels = [float(v) for v in text.replace(";", ",").split(",") if v.strip()]
+        return falling(levels).tolist()
+    except ValueError: raise ValueError(f"{text!r} is no list of falling noise levels: {like}") from None
 
 # %% ../nbs/20_live.ipynb #5465e5d2
 class _Live:
     "What the live panel knows: the models, the noise, and the samples it shows."
     def __init__(self, models, shape, n):
-        self.models, self.shape, self.n, self.task, self.x, self.words = models, shape, n, None, None, ""
+        self.models, self.shape, self.n = models, shape, n
+        self.x, self.words, self.trail = None, "", (None, [])
+
+    def model(self, name):
+        "The model of that name as it is now: of a `Tuning`, what it has reached."
+        found = self.models[name]
+        return found.model if isinstance(found, Tuning) else found
 
     def run(self, name, times, seed):
-        "Yields (k, samples) after each evaluation."
+        "Yields (k, samples) after each evaluation; those that are known from the move before are not asked again."
         z = torch.randn(self.n, *self.shape, generator=torch.Generator().manual_seed(seed))
-        for k, x in enumerate(evaluations(self.models[name], z, times, torch.Generator().manual_seed(seed + 1))): yield k + 1, x
+        model, fresh = self.model(name), torch.Generator().manual_seed(seed + 1)
+        known = _Known(model, self.trail, (name, seed, _version(model)), times)
+        self.trail = known.trail
+        for k, x in enumerate(evaluations(known, z, times, fresh)): yield k + 1, x
 
-    def say(self, name, times, k, seconds): return f"{name}: {self.n} pictures after {k} of {len(times)} evaluation{'s' * (len(times) > 1)}, at {', '.join(f'{t:g}' for t in times)}; {1000 * seconds:.0f} ms on this machine."
+    def say(self, name, times, k, seconds):
+        "What is shown, in one sentence."
+        found = self.models[name]
+        tuned = f", tuned on {found.images:,} pictures" if isinstance(found, Tuning) else ""
+        done = f"{k} of {len(times)} evaluation{'s' * (len(times) > 1)}"
+        levels = ", ".join(f"{t:g}" for t in times)
+        return f"{name}{tuned}: {self.n} pictures after {done}, at {levels}; {1000 * seconds:.0f} ms on this machine."
+
+# %% ../nbs/20_live.ipynb #5465e5d4
+class _Known:
+    "A model that gives the answers of `trail` (key, [(t, answer)]) again as long as key and levels agree."
+    def __init__(self, model, trail, key, times):
+        self.model, self.k = model, 0
+        old = trail[1] if trail[0] == key and key[-1] is not None else []
+        same = next((k for k, (t, _) in enumerate(old) if k >= len(times) or t != times[k]), len(old))
+        self.trail = key, old[:same]
+
+    def __call__(self, x, t):
+        answers, self.k = self.trail[1], self.k + 1
+        if self.k > len(answers): answers.append((float(t[0]), ask(self.model, x, t[0], x)))
+        return answers[self.k - 1][1]
+
+def _version(model):
+    "What changes when the weights of `model` do; None for a model whose weights cannot be seen."
+    if not isinstance(model, torch.nn.Module): return None
+    return id(model), sum(p._version for p in model.parameters())
 
 # %% ../nbs/20_live.ipynb #c5ece2b3
 def _wide():
     import ipywidgets as w
-    return dict(style=dict(description_width="76px"), layout=w.Layout(width="268px", margin="2px 8px 2px 0"))
+    layout = w.Layout(width="330px", max_width="98%", margin="2px 8px 2px 0")
+    return dict(style=dict(description_width="76px"), layout=layout)
 
 def _level_two(text, level):
-    "Whether `text` lists two noise levels of which the second is `level`, as near as a slider in steps of 0.02 can stand to it."
+    "Whether `text` lists two levels of which the second is `level`, as near as a slider can stand."
     try: times = read_times(text)
     except ValueError: return False
-    return len(times) == 2 and times[1] > 0 and abs(math.log10(times[1] / level)) < 0.0101
+    return len(times) == 2 and abs(math.log10(times[1] / level)) < 0.0101       # its steps are 0.02
 
 # %% ../nbs/20_live.ipynb #0b23248c
 def live_panel(models, shape=(1, 28, 28), times=(80.0,), n=16):
-    "Sample from `models` {name: f(x, t)} of pictures of `shape` at any noise levels, on this machine. Show it with `show_panel`."
+    """Sample from `models` at any noise levels, on this machine.
+
+    `models` {name: f(x, t), or a `Tuning`, of which what it has reached is asked} of pictures of
+    `shape` (C, H, W); `times` to begin with; `n` pictures. Show it with `show_panel`."""
     import ipywidgets as w
-    live = _Live(models, shape, n)
-    menu, text, seed = w.Dropdown(options=list(models), description="model", **_wide()), w.Text(value=", ".join(f"{t:g}" for t in times), description="levels", continuous_update=False, **_wide()), w.IntSlider(value=3, min=0, max=99, description="noise", **_wide())
-    second = w.FloatLogSlider(value=2.5, min=-1, max=1.8, step=0.02, description="level 2", readout_format=".3g", **_wide())
-    go, stop, bar = w.Button(description="Sample", tooltip="evaluate at all the levels"), w.Button(description="Stop", tooltip="keep what is there", disabled=True), w.IntProgress(max=1, layout=w.Layout(width="150px"))
-    picture, words, error = w.HTML(), w.HTML(), w.HTML()
+    background("live")                                      # an earlier panel samples no longer
+    live, c = _Live(models, shape, n), _live_controls(models, times)
+    live.controls = c
     row = w.Layout(flex_flow="row wrap", max_width="960px")
-    panel = w.VBox([w.HBox([menu, text, second, seed, go, stop, bar], layout=row), picture, words, error])
-    live.controls = dict(menu=menu, text=text, second=second, seed=seed, go=go, stop=stop, bar=bar, picture=picture, words=words, error=error)
-    def slid(*_):
-        if not _level_two(text.value, second.value): text.value = f"80, {second.value:.3g}"
-    second.observe(guard(error, slid), "value")
-    def typed(*_):
-        times = read_times(text.value)
-        if len(times) == 2 and times[0] > times[1] and not _level_two(text.value, second.value) and second.base**second.min <= times[1] <= second.base**second.max: second.value = times[1]
-        _follow(live)
-    text.observe(guard(error, typed), "value")
-    for c in (menu, seed): c.observe(guard(error, lambda *_: _follow(live)), "value")
-    go.on_click(guard(error, lambda *_: _start(live)))
-    stop.on_click(guard(error, lambda *_: live.task and live.task.cancel()))
-    panel.still, panel.live = lambda: (draw_png(images_figure(live.x, ncol=8, zoom=3)), live.words), live
+    bar = [c[k] for k in ("menu", "text", "second", "seed", "go", "stop", "bar")]
+    panel = w.VBox([w.HBox(bar, layout=row), c["picture"], c["words"], c["error"]])
+
+    def safe(act): return guard(c["error"], act, c["picture"])
+    c["second"].observe(safe(lambda *_: _slid(live)), "value")
+    c["text"].observe(safe(lambda *_: _typed(live)), "value")
+    for k in ("menu", "seed"): c[k].observe(safe(lambda *_: _follow(live)), "value")
+    c["go"].on_click(safe(lambda *_: _start(live)))
+    c["stop"].on_click(safe(lambda *_: background("live")))
+    panel.still = lambda: (draw_png(images_figure(live.x, ncol=8, zoom=3)), live.words)
+    panel.live = live
     _follow(live)
     return panel
+
+# %% ../nbs/20_live.ipynb #0b23248d
+def _live_controls(models, times):
+    "The widgets of the live panel, by name."
+    import ipywidgets as w
+    levels = ", ".join(f"{t:g}" for t in times)
+    second = times[1] if len(times) == 2 and 0.1 <= times[1] <= 63 else 2.5
+    return dict(menu=w.Dropdown(options=list(models), description="model", **_wide()),
+                text=w.Text(value=levels, description="levels", continuous_update=False, **_wide()),
+                second=w.FloatLogSlider(value=second, min=-1, max=1.8, step=0.02, description="level 2",
+                                        readout_format=".3g", **_wide()),
+                seed=w.IntSlider(value=3, min=0, max=99, description="noise", **_wide()),
+                go=w.Button(description="Sample", tooltip="evaluate at all the levels"),
+                stop=w.Button(description="Stop", tooltip="keep what is there", disabled=True),
+                bar=w.IntProgress(max=1, layout=w.Layout(width="150px")),
+                picture=w.HTML(), words=w.HTML(), error=w.HTML())
+
+# %% ../nbs/20_live.ipynb #0b23248e
+def _slid(live):
+    "The slider of the second level has moved: the list follows."
+    text, second = live.controls["text"], live.controls["second"]
+    if not _level_two(text.value, second.value): text.value = f"80, {second.value:.3g}"
+
+def _typed(live):
+    "A list was typed: the slider goes along where it can, and the panel follows."
+    text, second = live.controls["text"], live.controls["second"]
+    try: times = read_times(text.value)
+    except ValueError: times = []
+    inside = len(times) == 2 and second.base**second.min <= times[1] <= second.base**second.max
+    if inside and not _level_two(text.value, second.value): second.value = times[1]
+    _follow(live)
 
 # %% ../nbs/20_live.ipynb #d03be7e1
 def _follow(live):
     "Answer at once if that takes at most two evaluations; else say that the button is waiting."
     c = live.controls
-    times = read_times(c["text"].value)
-    if live.task: live.task.cancel()
-    if live.x is not None and len(times) > 2: c["words"].value = _readout(f"{len(times)} evaluations: press Sample."); c["bar"].value = 0; return
-    began = time.perf_counter()
-    for k, x in live.run(c["menu"].value, times, c["seed"].value): pass
-    _appear(live, x, live.say(c["menu"].value, times, k, time.perf_counter() - began), k, len(times))
+    background("live")
+    c["bar"].value = 0
+    try: times = read_times(c["text"].value)
+    except ValueError:
+        c["words"].value = readout_html("No samples at these levels; the picture shows those before." if live.x is not None else "")
+        raise
+    if live.x is not None and len(times) > 2:
+        c["words"].value = readout_html(f"{len(times)} evaluations: press Sample.")
+        c["picture"].value = dimmed(c["picture"].value)
+        return
+    _answer(live, c["menu"].value, times, c["seed"].value)
 
+def _answer(live, name, times, seed):
+    "Sample, and show the last."
+    began = time.perf_counter()
+    try:
+        for k, x in live.run(name, times, seed): pass
+    except Exception:
+        live.controls["words"].value = readout_html(f"No samples of {name}; the picture shows those before.")
+        raise
+    _appear(live, x, live.say(name, times, k, time.perf_counter() - began), k, len(times))
+
+# %% ../nbs/20_live.ipynb #d03be7e2
 def _appear(live, x, words, k, total):
+    "Show the samples `x` with their `words`, after `k` of `total` evaluations."
+    from PIL import Image
     live.x, live.words = x, words
     sheet, c = tile(x, 8), live.controls
-    from PIL import Image
     file, zoom = io.BytesIO(), max(1, round(960 / sheet.shape[1]))
-    Image.fromarray((sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet).repeat(zoom, 0).repeat(zoom, 1)).save(file, "PNG", compress_level=1)
-    c["picture"].value, c["words"].value, c["bar"].max, c["bar"].value = image_html(file.getvalue(), words, 620), _readout(words), total, k
+    if sheet.shape[-1] == 1: sheet = sheet.squeeze(-1)
+    Image.fromarray(sheet.repeat(zoom, 0).repeat(zoom, 1)).save(file, "PNG", compress_level=1)
+    c["picture"].value = image_html(file.getvalue(), words, 620)
+    c["words"].value = readout_html(words)
+    c["bar"].max, c["bar"].value = total, k
 
 # %% ../nbs/20_live.ipynb #2a2edfaf
 def _start(live):
     "Sample at all levels, one evaluation after the other, handing the thread back in between."
     c = live.controls
     name, times, seed = c["menu"].value, read_times(c["text"].value), c["seed"].value
-    async def go():
-        began, task = time.perf_counter(), asyncio.current_task()
+
+    async def work():
+        began = time.perf_counter()
         try:
             for k, x in live.run(name, times, seed):
                 _appear(live, x, live.say(name, times, k, time.perf_counter() - began), k, len(times))
                 await asyncio.sleep(0.002)
-        except Exception as e: c["error"].value = complaint(e)
-        finally:
-            if live.task is task: live.task, c["go"].disabled, c["stop"].disabled = None, False, True
-    if live.task: live.task.cancel()
+        except Exception as e:
+            c["words"].value = readout_html(f"{name} broke off; the picture shows what was there before.")
+            c["error"].value, c["picture"].value = complaint(e), dimmed(c["picture"].value)
+
+    def rests(_): c["go"].disabled, c["stop"].disabled = False, True
+    live.task = background("live", work())
     c["go"].disabled, c["stop"].disabled = True, False
-    try: live.task = asyncio.get_running_loop().create_task(go())
-    except RuntimeError: c["go"].disabled, c["stop"].disabled = False, True; raise
+    live.task.add_done_callback(lambda task: rests(task) if live.task is task else None)

@@ -37,7 +37,7 @@ class RunFolder:
 
     def records(self):
         "All measurements, oldest first; a line that is damaged or no record costs only itself."
-        return [r for r in map(_parse, self._lines()) if r]
+        return [r for r in map(_parse, _lines(self.path / "metrics.jsonl")) if r]
 
     def cut(self, images):
         "Leave out the records of more than `images` pictures, and half a line."
@@ -45,11 +45,6 @@ class RunFolder:
         file = self.path / "metrics.jsonl"
         if file.exists() and file.read_bytes() != text.encode(): checkpoints.write_atomically(file, text.encode())
 
-    def _lines(self):
-        file = self.path / "metrics.jsonl"
-        if not file.exists(): return []
-        if not file.is_file(): raise ValueError(f"{file} is not a regular file: take it away")
-        return file.read_bytes().decode(errors="replace").splitlines()
 
 # %% ../nbs/14_runs.ipynb #049156a4
 def _parse(line):
@@ -58,6 +53,11 @@ def _parse(line):
     except (ValueError, RecursionError): return None
     kimg = record.get("kimg", 0) if isinstance(record, dict) else "none"
     return record if kimg is None or isinstance(kimg, (int, float)) and math.isfinite(kimg) else None
+
+def _lines(file):
+    if not file.exists(): return []
+    if not file.is_file(): raise ValueError(f"{file} is not a regular file: take it away")
+    return file.read_bytes().decode(errors="replace").splitlines()
 
 def _line(record):
     "`record` as one line of strict JSON: what is no finite number becomes null."

@@ -338,7 +338,6 @@ def _restore(run, facts):
     if was and was.get("init", facts["init"]) != facts["init"]:
         raise RuntimeError(f"the state in {run.folder.path} is that of a run from other weights: "
                            "put back its own, or begin in another folder")
-    run.init = facts["init"]
     if was: _take_up(run, *found[0])
     if run.team.leads: run.folder.cut(run.images)                                   # later records will be measured again
 
@@ -455,6 +454,7 @@ _NAMES = dict(weight=losses.WEIGHTS, metric=losses.METRICS, decay=["constant", "
 _BOUNDS = dict(kimg=(0, False), lr=(0, True), warmup_kimg=(0, True), decay_kimg=(0, True), c=(0, True),
                snapshot_kimg=(0, True), state_seconds=(-math.inf, True))
 
+# %% ../nbs/06_training.ipynb #0c0de00b
 def validated(config):
     "`config`, if a run can be made of it; ValueError with one sentence that names the setting."
     for name, names in _NAMES.items():
@@ -546,6 +546,7 @@ def _check_labels(labels, classes, n):
     low, high = (int(v) for v in labels.aminmax())
     if low < 0 or high >= classes: raise ValueError(f"labels run from {low} to {high}, and this network wants 0 to {classes - 1}")
 
+# %% ../nbs/06_training.ipynb #0c0de00c
 @torch.no_grad()
 def try_once(config, model, data, device):
     "One loss of two rows in evaluation mode, so that nothing is rolled or counted; ValueError says what does not fit."
@@ -574,10 +575,9 @@ def _try_loss(config, model, data, index, x0):
 
 # %% ../nbs/06_training.ipynb #927a70be
 def _steps(run, facts, time_limit):
-    tf32, began, team = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32), time.monotonic(), run.team
+    began, team, run.init = time.monotonic(), run.team, facts["init"]
     with ExitStack() as stack:
-        stack.enter_context(orderly())
-        run.init = facts["init"]
+        for context in (orderly(), _arithmetic_kept(run.model)): stack.enter_context(context)
         if run.folder: team.lead(lambda: (stack.enter_context(lock(run.folder)), None)[1]); _restore(run, facts)
         finished = run.step >= run.steps
         pressed = stack.enter_context(whole_steps()) if team.n > 1 else []             # several must stop together: nobody leaves between steps
@@ -596,8 +596,17 @@ def _steps(run, facts, time_limit):
             if finished: yield _progress(run, run.window[0] * math.nan)
         finally:
             if run.folder and team.leads and run.whole and run.step > run.saved_step: _save(run)
-            set_precision(run.model, "float32")
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+
+# %% ../nbs/06_training.ipynb #0c0de00d
+@contextmanager
+def _arithmetic_kept(model):
+    "Afterwards the body of `model` is in float32, and torch's switches for TF32 are as they were."
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [s.allow_tf32 for s in switches]
+    try: yield
+    finally:
+        set_precision(model, "float32")
+        for s, allowed in zip(switches, before): s.allow_tf32 = allowed
 
 def _raise(error):
     if error: raise error
