@@ -818,6 +818,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ect_nb.training._address': ('training.html#_address', 'ect_nb/training.py'),
                                  'ect_nb.training._advance': ('training.html#_advance', 'ect_nb/training.py'),
                                  'ect_nb.training._arithmetic_kept': ('training.html#_arithmetic_kept', 'ect_nb/training.py'),
+                                 'ect_nb.training._average': ('training.html#_average', 'ect_nb/training.py'),
                                  'ect_nb.training._awake': ('training.html#_awake', 'ect_nb/training.py'),
                                  'ect_nb.training._backward': ('training.html#_backward', 'ect_nb/training.py'),
                                  'ect_nb.training._begin': ('training.html#_begin', 'ect_nb/training.py'),

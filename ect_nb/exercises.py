@@ -245,7 +245,7 @@ _SHORTCUTS = {
 
 # %% ../nbs/01_noise.ipynb #40d9b8e3
 def _slip_of_ends(cases, got):
-    """The sentence of the slip that names nearly the same ends `got` (B,) for the starts of `cases`.
+    """The sentence of the slip that gives nearly the ends `got` (B,) to the starts of `cases`.
 
     A wrong walk may end elsewhere on another grid: only the starts count where three grids agree.
     None if no slip does."""

@@ -572,6 +572,7 @@ def in_shell(sentence):
     value = r"'[^']*'|-?\d[\w.+-]*|True|False"
     return re.sub(rf"(?<!--set )(?<![\w.-])([a-z_]+)=({value})?(?![\w'(=])", option, sentence)
 
+# %% ../nbs/12_cifar10.ipynb #791852c5
 def _sentence(error):
     "What went wrong, in one line and in the words of the shell."
     text = " ".join(str(error).split())

@@ -279,7 +279,7 @@ class _Run:
 # %% ../nbs/06_training.ipynb #c3776ee7
 def _begin(model, data, config, folder, device, team):
     if config.channels_last: model = model.to(memory_format=torch.channels_last)
-    ema, optimizer = copy.deepcopy(model).eval(), optimizer_of(config.optimizer, model.parameters(), device, lr=config.lr, betas=config.betas)
+    ema, optimizer = _average(model), optimizer_of(config.optimizer, model.parameters(), device, lr=config.lr, betas=config.betas)
     window = torch.zeros(2, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     if config.compile: compile_in_place(model, batch_of(data, torch.zeros(1, dtype=torch.int64)))
     boundless = frozenset(k for k, b in model.named_buffers() if not b.isfinite().all())
@@ -437,8 +437,15 @@ def _handed_over(model):
     for m in live.modules():
         for name, child in list(m.named_children()):
             if inside(child) is not child: setattr(m, name, inside(child))
-    if not any(p.requires_grad for p in live.parameters()): live.requires_grad_(True)
+    if not any(p.requires_grad for p in live.parameters()):
+        for name, p in live.named_parameters(): p.requires_grad_(name in getattr(model, "trained", {name}))
     return live if model.training else _awake(live)
+
+def _average(model):
+    "A frozen copy of `model` in evaluation mode, which remembers what was trained for whoever trains it further."
+    ema = copy.deepcopy(model).eval()
+    ema.trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    return ema.requires_grad_(False)
 
 def _awake(module):
     "`module` in training mode, but for parts whose parameters are all frozen."
