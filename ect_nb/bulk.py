@@ -69,6 +69,7 @@ def _teller(model, labels, n):
         labels = _rows_of(torch.as_tensor(labels), classes)
     return lambda start, stop: _Told(model, labels[start:stop])
 
+# %% ../nbs/25_fifty_thousand.ipynb #4f8e21b6
 def _rows_of(labels, classes):
     "One-hot rows (n, classes) of labels that are such rows already, or numbers (n,)."
     if labels.ndim == 1 and ((labels < 0) | (labels >= classes) | (labels != labels.long())).any():
@@ -126,8 +127,7 @@ def whole_weights(model):
 
 # %% ../nbs/25_fifty_thousand.ipynb #d3c8a740
 @torch.no_grad()
-def draw(model, n, shape, times=(80.0,), seed=0, batch=None, labels=None, speed=None, device=None,
-         most=4096):
+def draw(model, n, shape, times=(80.,), seed=0, batch=None, labels=None, speed=None, device=None, most=4096):
     """Yields uint8 pictures (b, *shape) on the host, `n` in all, in order: the consistency model
     f(x, t) asked at `times`, the noise of picture i fixed by `seed` and i.
 
@@ -183,6 +183,7 @@ def save_npz(pictures, path, n=None):
         temporary.unlink(missing_ok=True)
     return path
 
+# %% ../nbs/25_fifty_thousand.ipynb #e7c05a13
 def _write_npz(file, parts, shape):
     about, written = dict(descr="|u1", fortran_order=False, shape=shape), 0
     with zipfile.ZipFile(file, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as array:

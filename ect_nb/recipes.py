@@ -139,6 +139,7 @@ def channels_of(model):
     configs = (getattr(m, "config", None) for m in model.modules())
     return next((c["channels"] for c in configs if isinstance(c, dict) and "channels" in c), None)
 
+# %% ../nbs/12_cifar10.ipynb #3c8d10fa
 def fits(model, pictures, name="this recipe"):
     """One of `pictures` through `model`, so that what does not fit is said before anything is written.
 
@@ -510,6 +511,7 @@ def _room(path, size):
         raise ValueError(f"the samples take {size / 1e9:,.3g} GB, and {path.parent} has "
                          f"{free / 1e9:,.3g} free: ask for fewer, or choose another disk")
 
+# %% ../nbs/12_cifar10.ipynb #0be94d17
 def _sample(a):
     from tqdm import tqdm
     device = _device(a.device)
@@ -548,6 +550,7 @@ def in_shell(sentence):
     value = r"'[^']*'|-?\d[\w.+-]*|True|False"
     return re.sub(rf"(?<!--set )(?<![\w.-])([a-z_]+)=({value})?(?![\w'(=])", option, sentence)
 
+# %% ../nbs/12_cifar10.ipynb #72e4bd09
 def _sentence(error):
     "What went wrong, in one line and in the words of the shell."
     text = " ".join(str(error).split())
@@ -583,6 +586,7 @@ def _as_interrupts():
         for number, handler in before.items():
             signal.signal(number, handler)
 
+# %% ../nbs/12_cifar10.ipynb #ab0e63d5
 def _list(a):
     for p in PRESETS.values():
         start = (p.teacher or "fresh weights") if p.network else "a model of your own"
