@@ -69,6 +69,7 @@ def _teller(model, labels, n):
         labels = _rows_of(torch.as_tensor(labels), classes)
     return lambda start, stop: _Told(model, labels[start:stop])
 
+# %% ../nbs/25_fifty_thousand.ipynb #4f8e21b6
 def _rows_of(labels, classes):
     "One-hot rows (n, classes) of labels that are such rows already, or numbers (n,)."
     if labels.ndim == 1 and ((labels < 0) | (labels >= classes) | (labels != labels.long())).any():
@@ -126,30 +127,17 @@ def whole_weights(model):
 
 # %% ../nbs/25_fifty_thousand.ipynb #d3c8a740
 @torch.no_grad()
-def draw(
-    model,
-    n,
-    shape,
-    times=(80.0,),
-    seed=0,
-    batch=None,
-    labels=None,
-    speed=None,
-    device=None,
-    most=4096,
-):
+def draw(model, n, shape, times=(80.,), seed=0, batch=None, labels=None, speed=None, device=None, most=4096):
     """Yields uint8 pictures (b, *shape) on the host, `n` in all, in order: the consistency model
     f(x, t) asked at `times`, the noise of picture i fixed by `seed` and i.
 
     `batch` None: found while sampling, at most `most`; when memory runs out it is halved. `labels`:
-    numbers (n,) or one-hot rows; without them a network of k classes is told i modulo k for picture
-    i. `speed`: a `Speed` to fill. ValueError before the first picture for what cannot be drawn."""
+    numbers (n,) or one-hot rows; without them a network of k classes is told i modulo k for picture i.
+    `speed`: a `Speed` to fill. ValueError before the first picture for what cannot be drawn."""
     _asked(n, shape, seed, batch)
     whole_weights(model)
     times, ask = falling(times).tolist(), _teller(model, labels, n)
-    own = (
-        next((p.device for p in model.parameters()), None) if isinstance(model, nn.Module) else None
-    )
+    own = next((p.device for p in model.parameters()), None) if isinstance(model, nn.Module) else None
     device, speed, growing = device or own or "cpu", speed or Speed(), batch is None
     size, start = max(BLOCK, BLOCK * round((batch or 64) / BLOCK)), 0
     while start < n:
@@ -195,12 +183,10 @@ def save_npz(pictures, path, n=None):
         temporary.unlink(missing_ok=True)
     return path
 
+# %% ../nbs/25_fifty_thousand.ipynb #e7c05a13
 def _write_npz(file, parts, shape):
     about, written = dict(descr="|u1", fortran_order=False, shape=shape), 0
-    with (
-        zipfile.ZipFile(file, "w") as archive,
-        archive.open("arr_0.npy", "w", force_zip64=True) as array,
-    ):
+    with zipfile.ZipFile(file, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as array:
         np.lib.format.write_array_header_1_0(array, about)
         for x in parts:
             array.write(x.permute(0, 2, 3, 1).contiguous().numpy().tobytes())

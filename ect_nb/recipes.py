@@ -135,42 +135,34 @@ def scaled(preset, scale, **settings):
 
 # %% ../nbs/12_cifar10.ipynb #e1a90b57
 def channels_of(model):
-    """How many channels the network of `model` takes, by its description; None where it says
-    nothing."""
+    "How many channels the network of `model` takes, by its description; None where it says nothing."
     configs = (getattr(m, "config", None) for m in model.modules())
     return next((c["channels"] for c in configs if isinstance(c, dict) and "channels" in c), None)
 
+# %% ../nbs/12_cifar10.ipynb #3c8d10fa
 def fits(model, pictures, name="this recipe"):
-    """One of `pictures` through `model`, so that what does not fit is said before anything is
-    written.
+    """One of `pictures` through `model`, so that what does not fit is said before anything is written.
 
-    ValueError for weights that are not finite, for other channels than the network's, for classes
-    it wants and the pictures lack, and for a size it cannot take; `name` is what the sentence calls
-    it."""
+    ValueError for weights that are not finite, for other channels than the network's, for classes it
+    wants and the pictures lack, and for a size it cannot take; `name` is what the sentence calls it."""
     bulk.whole_weights(model)
     C, H, W = tuple(pictures.shape)[-3:]
     these = getattr(pictures, "name", None) or "this tensor"
     wanted, classes = channels_of(model), classes_of(model)
     if wanted not in (None, C):
-        raise ValueError(
-            f"the network of {name} takes pictures of {wanted} channel{'s' * (wanted > 1)}, "
-            f"and {these} has {C} of {H} × {W}: give channels={wanted} to read a folder "
-            "of pictures so, or a start= that was trained on such pictures"
-        )
+        raise ValueError(f"the network of {name} takes pictures of {wanted} channel{'s' * (wanted > 1)}, "
+                         f"and {these} has {C} of {H} × {W}: give channels={wanted} to read a folder "
+                         "of pictures so, or a start= that was trained on such pictures")
     labels = getattr(pictures, "labels", None)
     if classes and (labels is None or not 0 <= int(labels.min()) <= int(labels.max()) < classes):
-        raise ValueError(
-            f"{name} is told the class of each picture: give pictures with labels "
-            f"from 0 to {classes - 1}, such as a folder with a folder for each class"
-        )
+        raise ValueError(f"{name} is told the class of each picture: give pictures with labels "
+                         f"from 0 to {classes - 1}, such as a folder with a folder for each class")
     try:
         sample(told(model), torch.zeros(1, C, H, W, device=next(model.parameters()).device))
     except (RuntimeError, ValueError, TypeError, IndexError) as e:
         why = " ".join(str(e).split())[:160]
-        raise ValueError(
-            f"the network of {name} cannot take pictures of {H} × {W} ({why}): "
-            "give size= to crop and resize them, for example to 32"
-        ) from e
+        raise ValueError(f"the network of {name} cannot take pictures of {H} × {W} ({why}): "
+                         "give size= to crop and resize them, for example to 32") from e
 
 # %% ../nbs/12_cifar10.ipynb #3c5621c8
 def run(preset, folder, pictures=None, start=None, device=None, time_limit=None, accelerator=None,
@@ -519,6 +511,7 @@ def _room(path, size):
         raise ValueError(f"the samples take {size / 1e9:,.3g} GB, and {path.parent} has "
                          f"{free / 1e9:,.3g} free: ask for fewer, or choose another disk")
 
+# %% ../nbs/12_cifar10.ipynb #0be94d17
 def _sample(a):
     from tqdm import tqdm
     device = _device(a.device)
@@ -538,60 +531,37 @@ def _sample(a):
           f"{speed.batch}, {len(a.times)} evaluation{'s' * (len(a.times) > 1)} each")
 
 # %% ../nbs/12_cifar10.ipynb #0f5ac6d8
-_OPTIONS = {
-    "size": "size",
-    "channels": "channels",
-    "root": "root",
-    "device": "device",
-    "start": "start",
-    "seed": "seed",
-    "time_limit": "hours",
-    "batch": "batch",
-    "labels": "data",
-    "pictures": "data",
-}
+_OPTIONS = {"size": "size", "channels": "channels", "root": "root", "device": "device", "start": "start",
+            "seed": "seed", "time_limit": "hours", "batch": "batch", "labels": "data", "pictures": "data"}
 
 def in_shell(sentence):
-    """A sentence that advises in Python, said with what the shell has: size= as --size, lr=… as
-    --set lr=…."""
+    "A sentence that advises in Python, said with what the shell has: size= as --size, lr=… as --set lr=…."
     sentence = re.sub(r"load\('(\w+)', root=root\)", r"--data \1 --root FOLDER", sentence)
     sentence = re.sub(r"load\('([\w/]+)'\)", r"--data \1", sentence)
 
     def option(found):
         name, value = found.group(1), found.group(2) or ""
-        if name == "start" and value.isdigit():  # of Stages
+        if name == "start" and value.isdigit():                        # of Stages
             return found.group()
         if name in _OPTIONS:
             return f"--{_OPTIONS[name]}" + (f" {value.strip(chr(39))}" if value else "")
-        return (
-            f"--set {name}={value.strip(chr(39)) or '…'}"
-            if name in Config.__dataclass_fields__
-            else found.group()
-        )
+        return f"--set {name}={value.strip(chr(39)) or '…'}" if name in Config.__dataclass_fields__ else found.group()
 
     value = r"'[^']*'|-?\d[\w.+-]*|True|False"
     return re.sub(rf"(?<!--set )(?<![\w.-])([a-z_]+)=({value})?(?![\w'(=])", option, sentence)
 
-# %% ../nbs/12_cifar10.ipynb #791852c5
+# %% ../nbs/12_cifar10.ipynb #72e4bd09
 def _sentence(error):
     "What went wrong, in one line and in the words of the shell."
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
-        text = (
-            f"{error.filename or 'a file'}: {error.strerror}; choose another place, or make room"
-            " there"
-        )
+        text = f"{error.filename or 'a file'}: {error.strerror}; choose another place, or make room there"
     if isinstance(error, MemoryError) and not text:
         text = "the memory does not suffice: ask for a smaller batch, fewer or smaller pictures"
-    known = isinstance(
-        error, ValueError | OSError | RuntimeError | MemoryError | ArithmeticError | ImportError
-    )
+    known = isinstance(error, ValueError | OSError | RuntimeError | MemoryError | ArithmeticError | ImportError)
     known = known and not isinstance(error, RecursionError | UnicodeError)
     if not text or not known:
-        text = (
-            f"{type(error).__name__} {text}".strip()
-            + " (ECT_NB_DEBUG=1 before the command shows where)"
-        )
+        text = f"{type(error).__name__} {text}".strip() + " (ECT_NB_DEBUG=1 before the command shows where)"
     return in_shell(text if len(text) < 600 else text[:600] + " …")
 
 # %% ../nbs/12_cifar10.ipynb #5a812683
@@ -616,6 +586,7 @@ def _as_interrupts():
         for number, handler in before.items():
             signal.signal(number, handler)
 
+# %% ../nbs/12_cifar10.ipynb #ab0e63d5
 def _list(a):
     for p in PRESETS.values():
         start = (p.teacher or "fresh weights") if p.network else "a model of your own"
