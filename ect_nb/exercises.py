@@ -1139,7 +1139,7 @@ def _recipe_errors(changes):
 def check_recipe(answer):
     changes = answer() if callable(answer) else answer
     if not isinstance(changes, dict): return f"The recipe should be a dict of fields of Config, such as dict(lr=1e-3), and is a {type(changes).__name__}."
-    if fixed := {"kimg", "batch", "seed", "optimizer", "betas", "p_t"} & set(changes): return f"{min(fixed)} is one of the fields that stay (kimg, batch, p_t, optimizer, betas, seed): change the others."
+    if fixed := {"kimg", "batch", "seed", "optimizer", "betas", "p_t"} & set(changes): return f"{min(fixed)} belongs to the budget of the exercise or to what all answers share (kimg, batch, p_t, optimizer, betas, seed) and stays: change the others."
     if unknown := set(changes) - {f.name for f in fields(Config)}: return f"Config has no field {min(unknown)}."
     (averaged, last), config = _recipe_errors(changes)
     if averaged < 0.28: return None

@@ -398,7 +398,8 @@ def _write(run, mean):
 
 def _snapshot(run):
     path = run.folder.path / "snapshots" / f"kimg-{run.images // 1000:06d}.safetensors"
-    checkpoints.save(run.ema, path, run=run.folder.path.name, images=run.images, seconds=round(run.seconds, 1), device=device_name(run.device), config=to_json(run.config), software=f"torch {torch.__version__}")
+    shape = tuple(batch_of(run.data, torch.zeros(1, dtype=torch.int64)).shape[1:])
+    checkpoints.save(run.ema, path, shape=shape, run=run.folder.path.name, images=run.images, seconds=round(run.seconds, 1), device=device_name(run.device), config=to_json(run.config), software=f"torch {torch.__version__}")
 
 # %% ../nbs/06_training.ipynb #931455d3
 def train(model, data, config=Config(), folder=None, device=None, accelerator=None, time_limit=None):

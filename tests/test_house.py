@@ -90,7 +90,7 @@ BAD = [
     ("theory", "no block", relesson(lambda cells: cells[14].update(source=cells[14]["source"].replace("Solution", "Answer")))),
     ("first_picture", "no picture", relesson(lambda cells: cells[5].update(outputs=[]))),
     ("first_picture", "after the third", relesson(lambda cells: cells.__setitem__(slice(4, 4), [new_code_cell("x = 1") for _ in range(3)]))),
-    ("code_cells", "26 lines", source(5, "\n".join(f"x{i} = {i}" for i in range(26)))),
+    ("code_cells", "41 lines", source(5, "\n".join(f"x{i} = {i}" for i in range(41)))),
     ("code_cells", "imports beside", source(5, "import math\nmath.pi")),
     ("alt_text", "show_figure", out(picture(" "))),
     ("alt_text", "write ![", source(-2, "## Recap\n\n![](images/hero.png)")),
