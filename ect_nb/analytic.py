@@ -96,6 +96,26 @@ def _standardise(mix, x, t):
 
 GaussianMixture.log_cdf, GaussianMixture.cdf = _log_cdf, _cdf
 
+# %% ../nbs/01_noise.ipynb #c96fec86
+def posterior_weights(x, t, data):
+    """p_i (B, N): the probability of each of `data` (N, ...), all equally likely before, given x = data[i] + t eps; x (B, ...), t (B,) or a number, above 0.
+
+    Karras et al. 2022, App. B.3. ValueError where sizes, dtype or t do not fit."""
+    if x.shape[1:] != data.shape[1:]: raise ValueError(f"x {tuple(x.shape)} and data {tuple(data.shape)} must agree in all but their first size")
+    if not data.is_floating_point(): raise ValueError(f"data must be floating point in the units of x, not {data.dtype}: scale the pictures first")
+    t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
+    if t.shape not in ((), (len(x),)): raise ValueError(f"t must be a number or have shape ({len(x)},), not {tuple(t.shape)}")
+    if (t <= 0).any(): raise ValueError("t must be above 0: without noise there is nothing to average over")
+    distance = torch.cdist(x.flatten(1), data.flatten(1).to(x), compute_mode="donot_use_mm_for_euclid_dist")   # differences first: float32 is enough at small t
+    return (-(distance / t.expand(len(x))[:, None]).square() / 2).softmax(1)
+
+def ideal_denoiser(x, t, data):
+    """Posterior mean of x0 given x = x0 + t eps when x0 is one of `data` (N, ...), all equally likely; x (B, ...), t (B,) or a number, above 0.
+
+    `partial(ideal_denoiser, data=data)` is a model f(x, t). Karras et al. 2022, App. B.3.
+    """
+    return (posterior_weights(x, t, data) @ data.flatten(1).to(x)).view_as(x)
+
 # %% ../nbs/01_noise.ipynb #def7b436
 def _masses(mix, x, t, right):
     "Log mass (B, 1) at or below x of the components `right` (B, K) of a divide, and log mass above x of the others."
@@ -172,23 +192,3 @@ def _exact_map(self, x, t):
     return self.transport(x, t, 0.)
 
 GaussianMixture.transport, GaussianMixture.exact_map = _transport, _exact_map
-
-# %% ../nbs/01_noise.ipynb #c96fec86
-def posterior_weights(x, t, data):
-    """p_i (B, N): the probability of each of `data` (N, ...), all equally likely before, given x = data[i] + t eps; x (B, ...), t (B,) or a number, above 0.
-
-    Karras et al. 2022, App. B.3. ValueError where sizes, dtype or t do not fit."""
-    if x.shape[1:] != data.shape[1:]: raise ValueError(f"x {tuple(x.shape)} and data {tuple(data.shape)} must agree in all but their first size")
-    if not data.is_floating_point(): raise ValueError(f"data must be floating point in the units of x, not {data.dtype}: scale the pictures first")
-    t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
-    if t.shape not in ((), (len(x),)): raise ValueError(f"t must be a number or have shape ({len(x)},), not {tuple(t.shape)}")
-    if (t <= 0).any(): raise ValueError("t must be above 0: without noise there is nothing to average over")
-    distance = torch.cdist(x.flatten(1), data.flatten(1).to(x), compute_mode="donot_use_mm_for_euclid_dist")   # differences first: float32 is enough at small t
-    return (-(distance / t.expand(len(x))[:, None]).square() / 2).softmax(1)
-
-def ideal_denoiser(x, t, data):
-    """Posterior mean of x0 given x = x0 + t eps when x0 is one of `data` (N, ...), all equally likely; x (B, ...), t (B,) or a number, above 0.
-
-    `partial(ideal_denoiser, data=data)` is a model f(x, t). Karras et al. 2022, App. B.3.
-    """
-    return (posterior_weights(x, t, data) @ data.flatten(1).to(x)).view_as(x)

@@ -6,13 +6,13 @@
 __all__ = ['FIELDS', 'TIMES', 'VERSION', 'PUBLISHED', 'check_record', 'survey', 'survey_walk', 'Charted', 'read_run', 'Atlas']
 
 # %% ../nbs/17_atlas.ipynb #fd961147
-import hashlib, io, json, warnings
+import hashlib, io, json, math, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import torch
 from . import checkpoints, metrics
-from .data import find
+from .data import contents, find, open_picture
 from .diffusion import heun, karras_times
 from .runs import RunFolder
 from .sampling import sample, told
@@ -23,9 +23,12 @@ FIELDS = dict(run=str, data=str, network=str, parameters=int, init=(str, type(No
 
 def check_record(r):
     "The record `r` (a dict) if it has every field of `FIELDS`; ValueError says which is missing or of the wrong kind."
+    if not isinstance(r, dict): raise ValueError("a record is a dict of the fields that survey() writes")
     for name, kind in FIELDS.items():
         if name not in r: raise ValueError(f"the record of {r.get('run', 'a run')} has no {name!r}: measure it with survey() or metrics.measure()")
         if not isinstance(r[name], kind) or isinstance(r[name], bool): raise ValueError(f"the record of {r['run']} has {name} = {r[name]!r}, which is of the wrong kind")
+    for name in ("kimg", "value", "low", "high"):
+        if not math.isfinite(r[name]): raise ValueError(f"the record of {r['run']} has {name} = {r[name]}, which is no number")
     if not r["low"] <= r["value"] <= r["high"]: raise ValueError(f"the record of {r['run']} has its value {r['value']} outside its interval [{r['low']}, {r['high']}]")
     return r
 
@@ -58,7 +61,11 @@ def _measured(run, kimg, nfe, method, features):
     wanted = dict(kimg=kimg, nfe=nfe, method=method, features=features)
     return any(isinstance(r, dict) and r.items() >= wanted.items() for r in run.records()) and _strip(run, kimg, nfe).exists()
 
-def _strip(run, kimg, nfe): return run.path / "samples" / f"kimg-{kimg:06d}-nfe-{nfe:02d}.png"
+def _strip(run, kimg, nfe):
+    "The file of a strip; ValueError if the numbers of a record are no counts."
+    if kimg != int(kimg): raise ValueError(f"a snapshot is named by whole kimg, not {kimg!r}")
+    kimg = int(kimg)
+    return run.path / "samples" / f"kimg-{kimg:06d}-nfe-{nfe:02d}.png"
 
 def _measure(run, model, pictures, network, kimg, nfe, method, n, seed, columns, how, draw, more):
     "Draw the strip, measure, record: in this order, so that a record always has its pictures."
@@ -66,7 +73,7 @@ def _measure(run, model, pictures, network, kimg, nfe, method, n, seed, columns,
     where = next(model.parameters()).device
     with torch.no_grad(): x = draw(model, noise.to(where), torch.Generator().manual_seed(4))
     checkpoints.write_atomically(_strip(run, kimg, nfe), _png(_bytes(x)))
-    record = metrics.measure(model, pictures, network, n=n, seed=seed, run=run.path.name, kimg=kimg, method=method, **how, **more)
+    record = metrics.measure(model, pictures, network, n=n, seed=seed, run=run.path.name, kimg=kimg, method=method, **dict(width=pictures.shape[-1]), **how, **more)
     run.record(**check_record(record))
     return record
 
@@ -82,9 +89,9 @@ def _png(p):
 
 def _read_png(data, shape):
     "The pictures (rows, columns, H, W, C) of a sheet, given the (C, H, W) of one."
-    from PIL import Image
     C, H, W = shape
-    sheet = np.asarray(Image.open(io.BytesIO(data)).convert("L" if C == 1 else "RGB")).reshape(-1, W * (Image.open(io.BytesIO(data)).width // W), C)
+    sheet = np.asarray(open_picture(data).convert("L" if C == 1 else "RGB"))
+    if sheet.shape[0] % H or sheet.shape[1] % W: raise ValueError(f"a sheet of {sheet.shape[:2]} (height, width) does not hold pictures of {H} x {W}: pack it again")
     return sheet.reshape(sheet.shape[0] // H, H, -1, W, C).swapaxes(1, 2)
 
 # %% ../nbs/17_atlas.ipynb #ee1e7893
@@ -118,15 +125,15 @@ def read_run(folder):
     run, found = RunFolder(folder), []
     for r in run.records():
         if not isinstance(r, dict) or "nfe" not in r or "features" not in r: continue
-        try: check_record(r)
+        try: there = _strip(run, check_record(r)["kimg"], r["nfe"]).is_file()
         except ValueError as e: warnings.warn(f"left out: {e}", stacklevel=2); continue
-        if _strip(run, r["kimg"], r["nfe"]).exists(): found.append(r)
+        if there: found.append(r)
     if not found: raise ValueError(f"{folder} holds no measurement: run survey() on it first")
     one = [r for r in found if all(r[k] == found[-1][k] for k in ("data", "metric", "features"))]
     if len(one) < len(found): warnings.warn(f"left out: {len(found) - len(one)} older records of {run.path.name} in another unit than {found[-1]['metric']} on {found[-1]['features']}", stacklevel=2)
     latest = {(r["kimg"], r["nfe"]): r for r in one}
     records, shape = [latest[k] for k in sorted(latest)], _shape(run, one)
-    return Charted(run.path.name, records, _facts(records[0], shape, _recipe(run)), lambda kimg, nfe: _read_png(_strip(run, kimg, nfe).read_bytes(), shape)[0])
+    return Charted(run.path.name, records, _facts(records[0], shape, _recipe(run)), lambda kimg, nfe: _read_png(contents(_strip(run, kimg, nfe), 1 << 26), shape)[0])
 
 def _facts(r, shape, recipe): return dict(data=r["data"], shape=list(shape), method=r.get("method"), init=r["init"], seed=r["seed"] if r.get("train_seed") is None else r["train_seed"], recipe=recipe)
 
@@ -138,12 +145,12 @@ def _recipe(run):
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
 
 def _shape(run, records):
-    "(C, H, W) of one picture of the strips: pictures here are square."
-    from PIL import Image
+    "(C, H, W) of one picture of the strips: as the records say; those of an older kit are square."
     for r in records:
-        try:
-            with Image.open(_strip(run, r["kimg"], r["nfe"])) as im: return (1 if im.mode == "L" else 3, im.height, im.height)
-        except (OSError, SyntaxError): pass
+        try: im = open_picture(_strip(run, r["kimg"], r["nfe"]))
+        except (OSError, ValueError): continue
+        width = r["width"] if type(r.get("width")) is int and r["width"] > 0 else im.height
+        if im.width % width == 0: return 1 if im.mode == "L" else 3, im.height, width
     raise ValueError(f"no strip in {run.path / 'samples'} can be read: delete them and run survey() again")
 
 # %% ../nbs/17_atlas.ipynb #ff643241
@@ -198,21 +205,30 @@ def _sheets(folder):
 def _load(folder=None):
     "The atlas packed in `folder`, by default the one that ships with the kit. ValueError says what is wrong with one that is damaged or of another version."
     folder = Path(folder) if folder else find("atlas")
-    try: packed = json.loads((folder / "atlas.json").read_text())
-    except (OSError, ValueError) as e: raise ValueError(f"{folder / 'atlas.json'} cannot be read ({e}): restore it, or pack the atlas again with Atlas.save") from None
-    if packed.get("version") != VERSION: raise ValueError(f"{folder} is an atlas of version {packed.get('version')}, and this ect_nb reads version {VERSION}: update the older of the two")
-    return Atlas(_charted(folder, name, e) for name, e in packed["runs"].items())
+    try:
+        packed = json.loads(contents(folder / "atlas.json", 1 << 26))
+        version = packed.get("version")
+    except (OSError, ValueError, AttributeError, RecursionError) as e: raise ValueError(f"{folder / 'atlas.json'} cannot be read ({e}): restore it, or pack the atlas again with Atlas.save") from None
+    if version != VERSION: raise ValueError(f"{folder} is an atlas of version {version!r:.40}, and this ect_nb reads version {VERSION}: update the older of the two")
+    try: return Atlas([_charted(folder, name, e) for name, e in packed["runs"].items()])
+    except (ValueError, TypeError, LookupError, AttributeError) as e: raise ValueError(f"{folder / 'atlas.json'} is damaged ({e}): restore it, or pack the atlas again with Atlas.save") from None
 
 def _charted(folder, name, e):
-    points, sheets = [(r["kimg"], r["nfe"]) for r in map(check_record, e["records"])], []
+    records, facts = [check_record(r) for r in e["records"]], e["facts"]
+    points, sheets = [(r["kimg"], r["nfe"]) for r in records], []
+    if not points or not isinstance(facts, dict) or Path(str(e["sheet"])).name != e["sheet"]: raise ValueError(f"the entry of {name} has no records, facts or sheet")
+    C, H, W = facts["shape"]
+    if C not in (1, 3) or not all(type(n) is int and 0 < n <= 8192 for n in (C, H, W)): raise ValueError(f"the shape of {name} is {facts['shape']!r:.60}")
     def read(kimg, nfe):
         if not sheets: sheets.append(_sheet(folder / e["sheet"], e))
+        if len(sheets[0]) != len(points): raise ValueError(f"the sheet of {name} has {len(sheets[0])} rows for {len(points)} records: pack the atlas again")
         return sheets[0][points.index((kimg, nfe))]
-    return Charted(name, e["records"], e["facts"], read)
+    return Charted(name, records, facts, read)
 
+# %% ../nbs/17_atlas.ipynb #ec3fa91a
 def _sheet(path, e):
-    data = path.read_bytes() if path.exists() else b""
-    if hashlib.sha256(data).hexdigest() != e["sha256"]: raise ValueError(f"{path} is {'damaged' if data else 'missing'}: restore it from the repository, or pack the atlas again with Atlas.save")
+    data = contents(path, 1 << 28) if path.exists() else b""
+    if hashlib.sha256(data).hexdigest() != e.get("sha256"): raise ValueError(f"{path} is {'damaged' if data else 'missing'}: restore it from the repository, or pack the atlas again with Atlas.save")
     return _read_png(data, e["facts"]["shape"])
 
 Atlas.save, Atlas.load = _save, staticmethod(_load)

@@ -6,23 +6,28 @@
 __all__ = ['denoising_loss', 'Precond', 'karras_times', 'falling', 'wide', 'standard', 'ask', 'euler', 'heun']
 
 # %% ../nbs/02_diffusion.ipynb #e3e2caf0
+import warnings
 import torch
 from torch import nn
+from .networks import answer, classes_of, dtype_of
 
 # %% ../nbs/02_diffusion.ipynb #5aaf06d4
 def denoising_loss(model, x0, t, eps, sigma_data=0.5, **kw):
     "EDM's loss of each row (B,): w(t) |f(x0 + t eps, t) - x0|², summed over the values of a row. `x0`, `eps` (B, …), `t` (B,). Karras et al. 2022, Eq. 8."
+    if eps.shape != x0.shape or t.shape != (len(x0),):
+        raise ValueError(f"eps must have the shape of x0, {tuple(x0.shape)}, and t ({len(x0)},), "
+                         f"not {tuple(eps.shape)} and {tuple(t.shape)}")
     t = t.to(x0)
     x_t = x0 + t.reshape(-1, *[1] * (x0.ndim - 1)) * eps
     weight = (t**2 + sigma_data**2) / (t * sigma_data) ** 2
-    return weight * (model(x_t, t, **kw) - x0).square().flatten(1).sum(1)
+    return weight * (answer(model(x_t, t, **kw), x0, "the model") - x0).square().flatten(1).sum(1)
 
 # %% ../nbs/02_diffusion.ipynb #7a2bc874
 class Precond(nn.Module):
-    """The model f(x, t) around a network `net`(x, c): `x` (B, …), `t` (B,) or a number -> (B, …), float32 outside the network's body. Karras et al. 2022, Table 1.
+    """The model f(x, t) around a network `net`(x, c): `x` (B, …), `t` (B,) or a number -> (B, …), of the dtype of `x`; computed in at least float32. Karras et al. 2022, Table 1.
 
     f(x, 0) = x exactly, which is the boundary condition of a consistency model. In evaluation mode it stands at `sigma_min`: f(x, sigma_min) = x
-    (Song et al. 2023, App. C; ECT's released models have 0.003). Further arguments (labels) go to the network."""
+    (Song et al. 2023, App. C; ECT's released models have 0.003). `labels` go to the network where they are given, and so do further arguments. ValueError if its answer has another shape than `x`."""
     def __init__(self, net, sigma_data=0.5, sigma_min=0.0):
         super().__init__()
         self.net, self.sigma_data, self.sigma_min = net, float(sigma_data), float(sigma_min)
@@ -30,30 +35,39 @@ class Precond(nn.Module):
     @property
     def shares_dropout(self): return getattr(self.net, "shares_dropout", False)
 
-    def forward(self, x, t, **kw):
-        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
+    def forward(self, x, t, labels=None, **kw):
+        kw = kw if labels is None else dict(labels=labels, **kw)
+        kind, x = x.dtype, x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[0])
         c_noise = t.clamp(min=1e-8).log() / 4
         s, d = t.reshape(-1, *[1] * (x.ndim - 1)), self.sigma_data
         var, above = s**2 + d**2, s if self.training else s - self.sigma_min
-        F = self.net(x / var.sqrt(), c_noise, **kw)
-        return x / (1 + (above / d) ** 2) + above * d / var.sqrt() * F.to(x.dtype)
+        own = dtype_of(self.net, x.dtype)
+        F = answer(self.net((x / var.sqrt()).to(own), c_noise.to(own), **kw), x)
+        return (x / (1 + (above / d) ** 2) + above * d / var.sqrt() * F.to(x.dtype)).to(kind)
 
 # %% ../nbs/02_diffusion.ipynb #8093a506
 def karras_times(n, t_min=0.002, t_max=80.0, rho=7.0):
-    "The n + 1 noise levels of `n` steps, float64, from `t_max` down to `t_min` and then 0. Karras et al. 2022, Eq. 5."
+    "The n + 1 noise levels of `n` steps, float64, from `t_max` down to `t_min` and then 0. Karras et al. 2022, Eq. 5. ValueError unless 0 < t_min <= t_max and rho > 0."
     if n < 1: raise ValueError(f"a time grid needs at least one step, not {n}")
+    if not (0 < t_min <= t_max < float("inf") and 0 < rho < float("inf")):
+        raise ValueError(f"a time grid needs 0 < t_min <= t_max and rho > 0, not {t_min}, {t_max}, {rho}")
     i = torch.arange(n, dtype=torch.float64) / max(n - 1, 1)
     t = (t_max ** (1 / rho) + i * (t_min ** (1 / rho) - t_max ** (1 / rho))) ** rho
     return torch.cat([t, t.new_zeros(1)])
 
 # %% ../nbs/02_diffusion.ipynb #a10e57aa
 def falling(times, to_zero=False):
-    """Noise levels as float64 (n,) on the host: finite, positive and falling; with `to_zero` there are at least two, and the last may be 0.
+    """Noise levels as float64 (n,) on the host: finite, positive and falling.
 
-    `times`: a tensor, a list, or one number. ValueError with a sentence for anything else."""
-    times = torch.as_tensor(times.cpu() if torch.is_tensor(times) else times, dtype=torch.float64).reshape(-1)
-    fine = len(times) > to_zero and times.isfinite().all() and (times.diff() < 0).all() and (times[-1] > 0 or to_zero and times[-1] == 0)
-    if not fine: raise ValueError(f"times must be positive and fall, like {'(80.0, 0.8, 0.0)' if to_zero else '(80.0, 0.8)'}, not {times.tolist()}")
+    With `to_zero` there are at least two, and the last may be 0. `times`: a tensor, a list, or
+    one number. ValueError with a sentence for anything else."""
+    times = times.cpu() if torch.is_tensor(times) else times
+    times = torch.as_tensor(times, dtype=torch.float64).reshape(-1)
+    falls = len(times) > to_zero and times.isfinite().all() and (times.diff() < 0).all()
+    if not falls or times[-1] < 0 or times[-1] == 0 and not to_zero:
+        example = "(80.0, 0.8, 0.0)" if to_zero else "(80.0, 0.8)"
+        raise ValueError(f"times must be positive and fall, like {example}, not {times.tolist()}")
     return times
 
 def wide(x):
@@ -62,25 +76,37 @@ def wide(x):
 
 def standard(z, t):
     "The noise `z` as it came, if t z can be a sample at level `t`; ValueError for what is plainly scaled already, or not finite."
-    if not z.isfinite().all(): raise ValueError("z holds a value that is not finite: samplers take standard normal noise")
-    most = (3 + 4 / max(z.numel(), 1) ** 0.5) * (1 + (2 / float(t)) ** 2) ** 0.5
+    if not z.isfinite().all():
+        raise ValueError("z holds a value that is not finite: samplers take standard normal noise")
     size = float(wide(z.detach()).square().mean().sqrt())
-    if size > most: raise ValueError(f"z has a standard deviation of {size:.3g}, not 1: samplers take standard normal z and scale it by times[0] = {float(t):g} themselves; give z, not x at that level (for an x at level t, z = x / t)")
+    if size > (3 + 4 / max(z.numel(), 1) ** 0.5) * (1 + (2 / float(t)) ** 2) ** 0.5:
+        raise ValueError(f"z has a standard deviation of {size:.3g}, not 1: samplers take standard normal "
+                         f"z and scale it by times[0] = {float(t):g} themselves; for an x at level t "
+                         "give z = x / t")
     return z
 
-def ask(model, x, t, like):
-    "f(x, t) in evaluation mode for a state `x` (B, …) kept wide and a number `t`: asked in the arithmetic of `like`, answered wide. A module's modes are put back."
+# %% ../nbs/02_diffusion.ipynb #a10e57ab
+def ask(model, x, t, like, **kw):
+    """f(x, t) in evaluation mode for a state `x` (B, …) kept wide and a number `t`.
+
+    It is asked in the arithmetic of `like` and answers wide; `kw` (labels) go with it. The modes
+    of its modules are put back. ValueError if the answer has another shape."""
     training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
+    if "labels" not in kw and classes_of(model):
+        warnings.warn(f"this model wants one of {classes_of(model)} classes and is told none: "
+                      "give labels=, or `sampling.told(model)`", stacklevel=4)
     for m in training: m.training = False
-    try: return wide(model(x.to(like.dtype), like.new_full((len(x),), float(t))))
+    try:
+        y = model(x.to(like.dtype), like.new_full((x.shape[0],), float(t)), **kw)
+        return wide(answer(y, x, "the model"))
     finally:
         for m in training: m.training = True
 
 # %% ../nbs/02_diffusion.ipynb #809dec5a
-def _walk(model, z, times, corrector, keep):
+def _walk(model, z, times, corrector, keep, kw):
     times = falling(times, to_zero=True)
     y = times[0].item() * wide(standard(z, times[0]))
-    times, denoise = times.to(y), lambda y, t: ask(model, y, t, z)
+    times, denoise = times.to(y), lambda y, t: ask(model, y, t, z, **kw)
     states = [y]
     for t, s in zip(times[:-1], times[1:]):
         d = (y - denoise(y, t)) / t
@@ -91,11 +117,16 @@ def _walk(model, z, times, corrector, keep):
     return torch.stack(states).to(z.dtype) if keep else y.to(z.dtype)
 
 @torch.no_grad()
-def euler(model, z, times, keep=False):
-    "Follow the probability-flow ODE from times[0] z along `times` (n + 1,), falling: n evaluations. `z` (B, …) standard normal, as for every sampler here. `keep`: return all n + 1 states (n + 1, B, …)."
-    return _walk(model, z, times, False, keep)
+def euler(model, z, times, keep=False, **kw):
+    """Follow the probability-flow ODE from times[0] z along `times` (n + 1,), falling: n evaluations.
+
+    `z` (B, …) standard normal, as for every sampler here; `keep`: return all n + 1 states
+    (n + 1, B, …). Other arguments (labels) go to the model."""
+    return _walk(model, z, times, False, keep, kw)
 
 @torch.no_grad()
-def heun(model, z, times, keep=False):
-    "As `euler`, with the slope averaged over both ends of each step but the last to 0: 2n - 1 evaluations. Karras et al. 2022, Alg. 1 without churn."
-    return _walk(model, z, times, True, keep)
+def heun(model, z, times, keep=False, **kw):
+    """As `euler`, with the slope averaged over both ends of each step but the last to 0.
+
+    2n - 1 evaluations. Karras et al. 2022, Alg. 1 without churn."""
+    return _walk(model, z, times, True, keep, kw)

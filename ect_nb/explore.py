@@ -17,12 +17,16 @@ from copy import deepcopy
 from pathlib import Path
 from .atlas import TIMES, Atlas, survey
 from .live import evaluations, live_panel
-from .panels import background, dimmed, readout_html, safely
+from .panels import background, dimmed, guard, readout_html, safely
 from .runs import RunFolder
 from .planner import SPEEDS, Plan, break_even, expected, plan, plan_words, planner, preset
 from .tradeoff import (_bars, _budget_colors, _floor, _heading, _ROUND, _samples, _span, _named, _ticks, _titled, _wide,
     between, budgets, compare_figure, compare_words, curve, difference, difference_sheet, dodge, evaluations_for, everything, explorer_figure,
     intervals_table, measured_as, one_unit, over_seeds, ranging, rivals, say, setting, settings_table, start_figure, strip, tuned, walk_of)
+
+# %% ../nbs/13_explore.ipynb #9506d637
+from .panels import (COLORS, VIEW, Flow, FlowPicture, Live, Tuning, complaint, draw_png, falling_slider, figure_panel, film, flow, flow_panel, flow_words, guard, image_html, images_figure,
+    natural, png, png_bytes, quick_png, show_figure, show_images, show_panel, tile, to_uint8, tuning_figure, tuning_panel, tuning_words)
 
 # %% ../nbs/13_explore.ipynb #dd302680
 class _Pick:
@@ -614,10 +618,6 @@ def my_run(folder, atlas=None, pictures=None, network=None, n=250, every=5.0):
         return draw_png(fig), run_words(folder)
     mine.panel.still, mine.panel.mine = still, mine
     return mine.panel
-
-# %% ../nbs/13_explore.ipynb #9506d637
-from .panels import (COLORS, VIEW, Flow, FlowPicture, Live, Tuning, complaint, draw_png, falling_slider, figure_panel, film, flow, flow_panel, flow_words, guard, image_html, images_figure,
-    natural, png, png_bytes, quick_png, show_figure, show_images, show_panel, tile, to_uint8, tuning_figure, tuning_panel, tuning_words)
 
 # %% ../nbs/13_explore.ipynb #3530b3f8
 _all_ = ["COLORS", "VIEW", "Flow", "FlowPicture", "Live", "Tuning", "complaint", "draw_png", "falling_slider", "figure_panel", "film", "flow", "flow_panel", "flow_words", "guard", "image_html", "images_figure",

@@ -7,7 +7,7 @@ __all__ = ['INCEPTION', 'resize', 'quantise', 'FeatureNetwork', 'features', 'sma
            'dinov2', 'at_hand']
 
 # %% ../nbs/16_features.ipynb #f5cd6069
-import functools, hashlib, os, shutil, tempfile, warnings
+import functools, hashlib, importlib, os, shutil, tempfile, warnings
 from pathlib import Path
 import numpy as np
 import torch
@@ -127,14 +127,20 @@ def inception(mode="legacy_tensorflow", path=None):
     else: raise ValueError(f"{file} is TorchScript but not Inception (it has no layers): give the path of {INCEPTION}.pt")
     return FeatureNetwork(_Inception(net, mode, inside), f"{INCEPTION}_{mode}" + ("" if original else "_converted"), dim=2048)
 
+# %% ../nbs/16_features.ipynb #a19acd50
 def _script(file):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")    # torch announces the end of TorchScript; the file has no other form
         try: return torch.jit.load(file, map_location="cpu").eval(), file
         except RuntimeError as e: raise ValueError(f"{file} ({file.stat().st_size:,} bytes) is not a whole TorchScript file: fetch {INCEPTION}.pt again") from e
 
+def _clean_fid(part):
+    "A module of clean-fid; ImportError says how to get it."
+    try: return importlib.import_module(f"cleanfid.{part}")
+    except ImportError as e: raise ImportError(f"Inception comes through clean-fid, which cannot be imported here ({e}): pip install clean-fid") from e
+
 def _through_clean_fid(file, inside):
-    from cleanfid.inception_torchscript import InceptionV3W
+    InceptionV3W = _clean_fid("inception_torchscript").InceptionV3W
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         shutil.copyfile(file, Path(folder) / f"{INCEPTION}.pt")             # the name that clean-fid looks for
@@ -151,8 +157,8 @@ def _inception_file(path):
     return file
 
 def _fetch(file):
-    from cleanfid import downloads_helper
     if file.is_file(): return file
+    downloads_helper = _clean_fid("downloads_helper")
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(dir=file.parent) as part: os.replace(downloads_helper.check_download_inception(part), file)    # whole, or not there
@@ -178,10 +184,16 @@ def dinov2(network=None, name="dinov2_vitl14", dim=1024, trust_repo=False):
 def at_hand(shape, wanted="inception", path=None):
     "The feature network `wanted` (inception, inception_clean, dinov2 or small) for pictures of `shape` (C, H, W); where it cannot be had, a warning says what to do and the kit's own is given, under its own name."
     known = {s: name for name, s in _SMALL.items()}
-    own = lambda: small_features(known[tuple(shape)]) if tuple(shape) in known else random_features(shape[0])
+    own = lambda: _own(known.get(tuple(shape)), shape[0])
     makers = dict(inception=lambda: inception(path=path), inception_clean=lambda: inception("clean", path), dinov2=lambda: dinov2(trust_repo=False), small=own)
     if wanted not in makers: raise ValueError(f"wanted is one of {', '.join(makers)}, not {wanted!r}")
     try: return makers[wanted]()
     except (OSError, ImportError, ValueError) as e:
-        warnings.warn(f"{e}. Until then {own().name} is used, whose distances are no FID.", stacklevel=2)
-        return own()
+        instead = own()
+        warnings.warn(f"{e}. Until then {instead.name} is used, whose distances are no FID.", stacklevel=2)
+        return instead
+
+def _own(name, channels):
+    "The kit's own network called `name`; without it, or where its file is missing (an installed kit has no data), one that has learned nothing."
+    try: return small_features(name) if name else random_features(channels)
+    except OSError: return random_features(channels)

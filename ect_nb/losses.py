@@ -10,7 +10,7 @@ __all__ = ['METRICS', 'WEIGHTS', 'squared', 'pseudo_huber', 'adaptive', 'slope',
 from contextlib import contextmanager
 import torch
 from torch import nn
-from .networks import shared_dropout, shares_dropout
+from .networks import answer, shared_dropout, shares_dropout
 
 # %% ../nbs/05_weighting.ipynb #ae248aa9
 def _sum_squares(delta): return delta.flatten(1).square().sum(1)
@@ -96,7 +96,9 @@ def _target(model, x0, t, r, eps, replay, kw):
     x_r = x0 + r.reshape(-1, *[1] * (x0.ndim - 1)) * eps
     rows = _to(rows, x0, torch.int64)
     replay(rows if subset else None)
-    f_r = _at_least_float32(model(x_r[rows], r[rows], **_rows(kw, rows)) if subset else model(x_r, r, **kw)[rows])
+    asked = (x_r[rows], r[rows], _rows(kw, rows)) if subset else (x_r, r, kw)
+    f_r = answer(model(*asked[:2], **asked[2]), asked[0], "the model")
+    f_r = _at_least_float32(f_r if subset else f_r[rows])
     return x0.to(f_r.dtype).index_copy(0, rows, f_r)
 
 # %% ../nbs/05_weighting.ipynb #1893af0b
@@ -109,6 +111,7 @@ def ect_loss(model, x0, t, r, eps, weight=inverse_gap, c=0.0, metric=pseudo_hube
     s = _to(t, x0)
     with _same_dice(model, x0, generator) as replay:
         f_t = model(x0 + s.reshape(-1, *[1] * (x0.ndim - 1)) * eps, s, **kw)
+        answer(f_t, x0, "the model")
         with torch.no_grad(): target = _target(model, x0, t, r, eps, replay, kw)
     delta = _at_least_float32(f_t) - _at_least_float32(target)
     return _to(weight(t, r), delta) * metric(delta, c)

@@ -100,14 +100,14 @@ Moments.save, Moments.load = _save, staticmethod(_load)
 # %% ../nbs/10_metrics.ipynb #d9040a0f
 def _read(path, **wanted):
     "The moments in the file `path` if its facts are those `wanted`, else None. ValueError if it is damaged."
-    from safetensors import safe_open, SafetensorError
     try:
-        with safe_open(path, "pt") as file:
-            meta = file.metadata() or {}
-            if any(meta.get(k) != v for k, v in wanted.items()): return None
-            m = Moments(int(meta["n"]), file.get_tensor("mean"), file.get_tensor("scatter"), meta["features"])
+        tensors, meta = checkpoints.read_tensors(path)
+        if any(meta.get(k) != v for k, v in wanted.items()): return None
+        m = Moments(int(meta["n"]), tensors["mean"], tensors["scatter"], meta["features"])
+        _gaussian(m.mean, m.scatter)
+        if m.n < 1: raise ValueError(f"n is {m.n}")
     except FileNotFoundError: raise
-    except (SafetensorError, OSError, ValueError, KeyError) as e: raise ValueError(f"{path} does not hold whole moments: write it again") from e
+    except (OSError, ValueError, KeyError) as e: raise ValueError(f"{path} does not hold whole moments: write it again") from e
     if meta.get("checksum", _seal(m)) != _seal(m): raise ValueError(f"{path} has changed since it was written: write it again")
     return m
 
@@ -134,9 +134,9 @@ def _key(pictures, network): return dict(pictures=pictures.checksum, weights=net
 
 # %% ../nbs/10_metrics.ipynb #0f235e0e
 def reference(pictures, network, folder=None):
-    """`Moments` of the features of all `pictures` (a `Pictures`), computed once: read from the kit's data or from `folder` (else $ECT_NB_CACHE, else ~/.cache/ect_nb) if the checksums of pictures
-    and weights and the network's name are those stored there. A damaged file is computed anew, with a warning. A network without a checksum is not cached."""
-    if not hasattr(network, "checksum"): return moments(network, pictures)
+    """`Moments` of the features of all `pictures`, computed once: read from the kit's data or from `folder` (else $ECT_NB_CACHE, else ~/.cache/ect_nb) if the checksums of pictures
+    and weights and the network's name are those stored there. A damaged file is computed anew, with a warning. Those of a tensor, or of a network without a checksum, are not kept."""
+    if torch.is_tensor(pictures) or not hasattr(network, "checksum"): return moments(network, pictures)
     key = _key(pictures, network)
     try:
         if m := _read(data.find("fashion_mnist_statistics.safetensors"), **key): return m
@@ -205,6 +205,7 @@ def extrapolate(x, reference, groups=20, parts=5):
 
     A `Distance` with metric "FD∞" and no bias left to first order; its jackknife interval is for the truth, and wider than that of `distance`. n / `parts` should exceed D."""
     x, to_reference = _prepared(x, reference, groups, parts)
+    if len(x) // parts <= x.shape[1]: warnings.warn(f"FD∞ is rough here: parts of {len(x) // parts} samples are no more than the {x.shape[1]} features, where its line bends; draw more samples or ask for fewer parts", stacklevel=2)
     at_zero = lambda rows: _at_zero(x, rows, to_reference, parts)
     value, pieces = at_zero(torch.arange(len(x))), torch.arange(len(x)).tensor_split(groups)
     without = [at_zero(torch.cat(pieces[:g] + pieces[g + 1:])) for g in range(groups)]      # whoever stays, stays in the same part
@@ -264,7 +265,7 @@ def memorised(made, train, held_out, at=0.01):
 
 # %% ../nbs/10_metrics.ipynb #7512d5e2
 def measure(model, pictures, network, times=None, n=1000, seed=0, sampler=None, nfe=None, batch=250, groups=20, run=None, init=None, kimg=None, **more):
-    """Draw `n` pictures with `model`, take their `distance` from the training `pictures` (a `Pictures`) in the features of `network`, and return the record, a dict of plain data.
+    """Draw `n` pictures with `model`, take their `distance` from the training `pictures` (a `Pictures`, or a float tensor: pictures in [-1, 1], latents) in the features of `network`, and return the record, a dict of plain data.
 
     One evaluation per entry of `times`, by default (80.0,); another `sampler(model, z, generator)` wants its `nfe`. Noise comes from `seed`, `batch` by `batch`. `seconds` are those of sampling.
     `run`, `init`, `kimg` and `more` go into the record, which `RunFolder.record(**r)` keeps."""
@@ -274,16 +275,18 @@ def measure(model, pictures, network, times=None, n=1000, seed=0, sampler=None, 
     parameters = list(model.parameters()) if hasattr(model, "parameters") else []
     device = parameters[0].device if parameters else torch.device("cpu")
     target = reference(pictures, network)
-    seen, seconds = _look(lambda z, g: sampler(model, z.to(device), g), pictures.shape, network, n, seed, batch, device)
+    plain = torch.is_tensor(pictures)                # numbers are compared as they are, pictures as their files hold them
+    shape, name = (tuple(pictures.shape[1:]), "tensor") if plain else (pictures.shape, pictures.name)
+    seen, seconds = _look(lambda z, g: sampler(model, z.to(device), g), shape, network, n, seed, batch, device, (lambda x: x) if plain else quantise)
     d = distance(seen, target, groups)
-    return (dict(run=run) if run else {}) | dict(data=pictures.name, network=_kind(model), parameters=sum(p.numel() for p in parameters), init=init, kimg=kimg, nfe=nfe or len(times), times=times and list(times),
+    return (dict(run=run) if run else {}) | dict(data=name, network=_kind(model), parameters=sum(p.numel() for p in parameters), init=init, kimg=kimg, nfe=nfe or len(times), times=times and list(times),
                 metric=d.metric, features=d.features, value=d.value, low=d.low, high=d.high, bias=d.bias, n_samples=n, n_reference=target.n, seconds=round(seconds, 3),
                 device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads",
                 software=f"torch {torch.__version__}", seed=seed, batch=batch) | more
 
 # %% ../nbs/10_metrics.ipynb #fe89de0a
-def _look(draw, shape, network, n, seed, batch, device):
-    "Features (n, D) of samples rounded to bytes, and the seconds that sampling took."
+def _look(draw, shape, network, n, seed, batch, device, kept=quantise):
+    "Features (n, D) of samples as `kept` keeps them (rounded to bytes), and the seconds that sampling took."
     rows, seconds = [], 0.0
     for i, part in enumerate(torch.arange(n).split(batch)):
         g = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0] >> 1))
@@ -291,7 +294,7 @@ def _look(draw, shape, network, n, seed, batch, device):
         with torch.no_grad(): x = draw(z, g)
         if device.type == "cuda": torch.cuda.synchronize(device)
         seconds += time.perf_counter() - began
-        rows.append(features(network, quantise(x)))
+        rows.append(features(network, kept(x)))
     return torch.cat(rows), seconds
 
 def _kind(model): return type(model).__name__ + (f"({type(model.net).__name__})" if hasattr(model, "net") else "")

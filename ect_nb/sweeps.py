@@ -82,7 +82,7 @@ def sweep(models, data, configs):
 
     What each becomes is what `train` would make of it alone, up to rounding. ValueError unless kimg, batch, optimizer and betas agree; accumulate and precision are not used."""
     if len(models) != len(configs): raise ValueError(f"{len(models)} models and {len(configs)} configs: give one config for each model")
-    for c in configs: training._validate(c)
+    for c in configs: training.validated(c)
     first = configs[0]
     for name in ("kimg", "batch", "optimizer", "betas"):
         if len({getattr(c, name) for c in configs}) > 1: raise ValueError(f"all settings of a sweep need the same {name}: make a sweep for each")

@@ -525,16 +525,30 @@ def test_my_run_grows_under_the_eyes(page):
     assert panel(page, MINE).bounding_box()["height"] == height and not alert(page, MINE).count()
 
 def test_planner(page):
-    "Hours by keyboard from end to end, another device, more evaluations: the sentence is the plan's."
-    from ect_nb.planner import SPEEDS, plan, plan_words
+    "Typed hours and a typed speed, another device, more evaluations: the lines are the plan's, and hours stay as they are typed."
+    from ect_nb.planner import DEVICES, own_speed, plan, plan_words, speed_of
     atlas = Atlas.load()
     cell(page, PLANNER).scroll_into_view_if_needed()
-    for i, key, hours in ((len(SPEEDS) - 1, "Home", 0.1), (0, "Home", 0.1), (1, "End", 100.0)):
-        panel(page, PLANNER).locator("select").select_option(index=i)
-        press(page, "hours", key, of=PLANNER)
-        press(page, "evaluations", "Home", of=PLANNER)
-        until(page, lambda: readout(page, PLANNER) == plan_words(plan(atlas, SPEEDS[i], hours, 1)), lambda: readout(page, PLANNER))
-    press(page, "evaluations", "ArrowRight", of=PLANNER); panel(page, PLANNER).locator("select").select_option(index=0); press(page, "hours", "Home", of=PLANNER)
+    field = lambda name: panel(page, PLANNER).locator(".widget-text").filter(has=page.get_by_text(name, exact=True)).locator("input")
+    said = lambda: " ".join(readout(page, PLANNER).split())
+
+    def type_in(name, text):
+        field(name).fill(text)
+        field(name).press("Enter")
+
+    press(page, "evaluations", "Home", of=PLANNER)
+    for device, hours in (("A100", "0.33"), ("Colab G4", "8"), ("A100, as others logged", "100")):
+        panel(page, PLANNER).locator("select").nth(1).select_option(index=DEVICES.index(device))
+        type_in("hours", hours)
+        want = " ".join(plan_words(plan(atlas, speed_of(device, "cifar10"), float(hours), 1)).split())
+        until(page, lambda: said() == want, said)
+        assert field("hours").input_value() == hours
+    panel(page, PLANNER).locator("select").nth(1).select_option(index=DEVICES.index("RTX 4090"))
+    until(page, lambda: "nobody has timed RTX 4090" in said(), said)
+    type_in("your speed", "700")
+    want = " ".join(plan_words(plan(atlas, own_speed("RTX 4090", "cifar10", 700), 100, 1)).split())
+    until(page, lambda: said() == want, said)
+    press(page, "evaluations", "ArrowRight", of=PLANNER)
     drawn(page, PLANNER)
 
 @pytest.mark.parametrize("width", [1280, 1000, 700])
@@ -581,7 +595,7 @@ def alive(page):
         assert_curves(page, run, of)
         press(page, "kimg", "Home", of=of); press(page, "evaluations", "Home", of=of)
         until(page, lambda: f"after {budgets(run)[0]:g} kimg, 1 evaluation:" in readout(page, of), lambda: readout(page, of))
-    for of, name in ((COMPARE, "kimg"), (LIVE, "noise"), (PLANNER, "hours")):
+    for of, name in ((COMPARE, "kimg"), (LIVE, "noise"), (PLANNER, "evaluations")):
         press(page, name, "Home", of=of)
         before = readout(page, of)
         press(page, name, "End", of=of)

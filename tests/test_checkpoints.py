@@ -165,10 +165,11 @@ def test_a_pickle_is_refused_and_never_run(write, tmp_path):
     assert trace.exists()       # the charge was live
 
 def test_a_missing_file_and_a_folder_are_not_found(tmp_path):
-    for path in (tmp_path / "none.safetensors", tmp_path):
-        for reader in (checkpoints.load, checkpoints.header):
-            with pytest.raises(FileNotFoundError) as error: reader(path)
-            one_sentence(error, "no checkpoint at", str(path))
+    for reader in (checkpoints.load, checkpoints.header):
+        with pytest.raises(FileNotFoundError) as error: reader(tmp_path / "none.safetensors")
+        one_sentence(error, "no checkpoint at", "none.safetensors")
+        with pytest.raises(ValueError) as error: reader(tmp_path)
+        one_sentence(error, "is a folder", str(tmp_path))
 
 # ---- checkpoints of other networks
 
@@ -213,8 +214,9 @@ def test_a_foreign_safetensors_file_can_fill_a_network_that_fits(tmp_path):
         with pytest.raises(ValueError, match="pass the network as `into`"): checkpoints.load(tmp_path / "m.safetensors")
 
 def test_a_subclass_is_not_mistaken_for_its_parent():
-    class Mine(MLP): pass
-    class MyPrecond(Precond): pass
+    class Mine(MLP):
+        def forward(self, x, c, labels=None): return x
+    class MyPrecond(Precond): sigma_max = 80
     assert checkpoints.describe(Mine()) is None and checkpoints.describe(Precond(Mine())) is None and checkpoints.describe(MyPrecond(MLP())) is None
 
 def test_filling_a_network_leaves_it_on_its_device(tmp_path):

@@ -212,3 +212,14 @@ def test_a_model_in_training_mode_walks_without_its_dropout_and_stays_as_it_was(
     net[0].eval()
     assert torch.equal(heun(model, z, [80.0, 1.0, 0.0]), heun(model, z, [80.0, 1.0, 0.0]))
     assert model.training and net[1].training and not net[0].training
+
+def test_four_heun_steps_are_repaired_by_a_larger_t_min_and_by_no_rho():
+    from ect_nb.analytic import GaussianMixture
+    mix = GaussianMixture([-1.1, 0.1, 1.2], [0.12, 0.05, 0.08], [0.40, 0.25, 0.35])
+    z = torch.linspace(-2.4, 2.4, 49, dtype=torch.float64)
+    ends = mix.exact_map(80 * z, 80.0)
+    def off(**grid): return (heun(mix.denoise, z, karras_times(4, **grid)) - ends).abs()
+    assert min(float(off(rho=k / 2).mean()) for k in range(2, 31)) > 1.5
+    assert off(t_min=0.4).mean() < 0.12
+    at_one = int((z - 1).abs().argmin())
+    assert off(rho=9.5)[at_one] < 0.1 < off(rho=9)[at_one]                    # one start can be lucky

@@ -1,6 +1,7 @@
 """The exercises of the lessons: every check turns the stub away, accepts the solution, and names the usual slips.
 
-The slips of a lesson stand in slips/NN.toml: `exercise` (the check), `old` and `new` (what is changed in the solution), `says` (words its sentence must hold)."""
+The slips of a lesson stand in slips/NN.toml: `exercise` (the check), `old` and `new` (what is changed in the solution), `also` (more such pairs),
+`says` (words its sentence must hold); the tables `right` are other right answers."""
 import ast, importlib, json, re, sys, tomllib
 from pathlib import Path
 import pytest, torch
@@ -14,12 +15,25 @@ def lessons():
 
 ALL = [pytest.param(path, nb, e, id=f"{path.stem[:2]}-{e.check}") for path, nb in lessons() for e in source.exercises(nb)]
 
-def slips_of(path):
+def slips_of(path, kind="slip"):
     file = ROOT/"tests"/"slips"/f"{path.stem[:2]}.toml"
-    return tomllib.loads(file.read_text())["slip"] if file.exists() else []
+    return tomllib.loads(file.read_text()).get(kind, []) if file.exists() else []
 
-SLIPS = [pytest.param(path, nb, e, slip, id=f"{path.stem[:2]}-{e.check}-{i}") for path, nb in lessons() for e in source.exercises(nb)
-         for i, slip in enumerate(s for s in slips_of(path) if s["exercise"] == e.check)]
+def params(kind):
+    return [
+        pytest.param(path, nb, e, slip, id=f"{path.stem[:2]}-{e.check}-{i}")
+        for path, nb in lessons() for e in source.exercises(nb)
+        for i, slip in enumerate(s for s in slips_of(path, kind) if s["exercise"] == e.check)]
+
+SLIPS, RIGHT = params("slip"), params("right")
+
+def changed(e, slip):
+    "The solution with what `slip` changes in it."
+    text = e.solution
+    for old, new in [(slip["old"], slip["new"]), *slip.get("also", [])]:
+        assert old in text, f"{old!r} is not in the solution of {e.title}"
+        text = text.replace(old, new)
+    return text
 
 def names(nb):
     "What an answer may use: what the page imports, and what its module exports."
@@ -55,14 +69,107 @@ def test_whatever_is_handed_in_gets_a_sentence(path, nb, e):
 
 @pytest.mark.parametrize("path, nb, e, slip", SLIPS)
 def test_a_usual_slip_is_named(path, nb, e, slip):
-    assert e.solution.count(slip["old"]) >= 1, f"{slip['old']!r} is not in the solution of {e.title}"
-    said = verdict(nb, e, e.solution.replace(slip["old"], slip["new"]))
+    said = verdict(nb, e, changed(e, slip))
     assert said.startswith("✗") and re.search(slip["says"], said), said
+
+@pytest.mark.parametrize("path, nb, e, other", RIGHT)
+def test_another_right_answer_is_accepted(path, nb, e, other):
+    said = verdict(nb, e, changed(e, other))
+    assert said.startswith("✓"), said
 
 def test_every_exercise_of_a_lesson_has_a_slip():
     for path, nb in lessons():
         found = {s["exercise"] for s in slips_of(path)}
         assert found == {e.check for e in source.exercises(nb)}, path.name
+
+def raising(error):
+    """An answer that raises `error`."""
+    def answer(*a, **k):
+        raise error
+
+    return answer
+
+class Beyond(BaseException):
+    """An error that is no Exception."""
+
+@pytest.mark.parametrize(
+    "error, says",
+    [
+        (SystemExit(3), "leaves Python"),
+        (SystemExit("bye\nbye"), "leaves Python"),
+        (GeneratorExit(), "ends in GeneratorExit."),
+        (Beyond("x"), "ends in Beyond: x"),
+        (RuntimeError("one\n  two"), "ends in RuntimeError: one two"),
+        (ValueError("long " * 500), "…$"),
+        (AssertionError(), "ends in AssertionError.$"),
+    ],
+)
+def test_whatever_an_answer_raises_becomes_one_line(error, says):
+    nb = next(lessons())[1]
+    said = names(nb)["check_spread"](raising(error))
+    assert said.startswith("✗") and re.search(says, said), said
+    assert "\n" not in said and len(said) < 400
+
+def test_an_interrupt_is_not_swallowed_by_a_check():
+    nb = next(lessons())[1]
+    for e in source.exercises(nb):
+        with pytest.raises(KeyboardInterrupt):
+            names(nb)[e.check](raising(KeyboardInterrupt()))
+
+@pytest.mark.parametrize("path, nb, e", ALL)
+def test_an_answer_that_leaves_python_does_not_end_the_page(path, nb, e):
+    assert "leaves Python" in names(nb)[e.check](raising(SystemExit()))
+
+GRIDS = {
+    **{
+        f"log to 1e{d}, {n}": f"torch.logspace(math.log10(t), {d}, {n}, dtype=x.dtype)"
+        for d, n in ((-1, 50), (-2, 200), (-3, 400))
+    },
+    "even in t, 200": "torch.linspace(t, 1e-3, 200, dtype=x.dtype)",
+}
+STEPS = {
+    "x - (r - s) * (x - D) / s": "leads away",
+    "x + (s - r) * (x - D)": "leads away",
+    "x + (r - s) * (x - D)": "without that division",
+    "x + (r - s) * (x - D) / s": "^✓",
+}
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("step", STEPS)
+def test_the_slip_of_a_walk_is_named_on_whatever_grid_it_is_made(grid, step):
+    nb = next(lessons())[1]
+    e = list(source.exercises(nb))[2]
+    body = (
+        "def end_of_path(x, t, data, n=200):\n"
+        f"    levels = {GRIDS[grid]}\n"
+        "    for s, r in zip(levels[:-1], levels[1:]):\n"
+        "        D = ideal_denoiser(x, s, data)\n"
+        f"        x = {step}\n"
+        "    return torch.cdist(x, data).argmin(1)"
+    )
+    assert re.search(STEPS[step], verdict(nb, e, body))
+
+def test_other_right_answers_of_01_are_accepted():
+    nb = next(lessons())[1]
+    spread, variance, ends = source.exercises(nb)
+    by_parts = (
+        "def spread(mix, t):\n"
+        "    away = mix.means - mix.weights @ mix.means\n"
+        "    return (mix.weights @ (mix.stds**2 + t**2 + away**2)) ** 0.5"
+    )
+    by_differences = (
+        "def posterior_variance(denoise, x, t, h=1e-4):\n"
+        "    return t**2 * (denoise(x + h, t) - denoise(x - h, t)) / (2 * h)"
+    )
+    by_heun = (
+        "from ect_nb.diffusion import heun\n"
+        "def end_of_path(x, t, data):\n"
+        "    levels = torch.linspace(t**0.2, 1e-3**0.2, 80, dtype=x.dtype) ** 5\n"
+        "    x = heun(lambda x, s: ideal_denoiser(x, s, data), x / t, levels)\n"
+        "    return torch.cdist(x, data).argmin(1)"
+    )
+    for e, answer in ((spread, by_parts), (variance, by_differences), (ends, by_heun)):
+        assert verdict(nb, e, answer).startswith("✓"), verdict(nb, e, answer)
 
 # The tool
 
@@ -80,6 +187,19 @@ def test_student_and_teacher_copies_come_from_the_one_source():
     assert "return x / 2" not in json.dumps(student) and "Hint 1" in json.dumps(student)
     assert teacher["cells"][1]["source"] == 'def f(x):\n    "Half."\n    return x / 2' and teacher["cells"][2]["outputs"] == []
     assert "Solution" in nb["cells"][0]["source"]                                     # the source itself is untouched
+
+def statements(code):
+    """The lines of a function that say something, without those that any answer would hold."""
+    common = ("def ", '"', "import ", "for ", "with torch.no_grad():")
+    lines = {line.strip() for line in code.splitlines()}
+    return {s for s in lines if len(s) >= 12 and not s.startswith(common)}
+
+@pytest.mark.parametrize("path, nb, e", ALL)
+def test_no_statement_of_a_solution_stands_in_the_code_of_a_student(path, nb, e):
+    code = [c["source"] for c in source.student(nb)["cells"] if c["cell_type"] == "code"]
+    code = "\n".join("".join(c) for c in code)
+    assert f"def {e.check}" not in code and f"print({e.check}(" in code
+    assert not [s for s in statements(e.solution) - statements(e.stub) if s in code]
 
 def test_a_stub_that_drifted_is_seen_and_renewed():
     nb = notebook(answer="def f(x): ...")

@@ -264,8 +264,8 @@ def test_what_is_no_such_pickle_is_named(write, words, tmp_path):
     refused(tmp_path / "m.pkl", *words)
 
 def test_a_missing_file_and_a_folder_are_not_found(tmp_path):
-    for path in (tmp_path / "none.pkl", tmp_path):
-        with pytest.raises(FileNotFoundError, match="no file at"): pickles.read(path)
+    with pytest.raises(FileNotFoundError, match="no file at"): pickles.read(tmp_path / "none.pkl")
+    with pytest.raises(ValueError, match="is a folder"): pickles.read(tmp_path)
 
 def test_an_imitation_has_the_form_of_the_files_and_leaves_no_stand_in_behind(tmp_path):
     from ect_nb.diffusion import Precond

@@ -404,7 +404,7 @@ def test_another_run_is_refused_and_nothing_changes(stopped, other, tmp_path):
         config = settings(9, decay="cosine")
     before = contents(folder)
     with pytest.raises(ValueError) as error: next(train(model, data, config, folder))
-    one_sentence(error, str(folder), "another run", "choose another folder", dict(mapping="mapping", lr="0.02", data="data", weights="init", network="init", cosine="kimg")[other])
+    one_sentence(error, str(folder), "another run", "choose another folder", dict(mapping="mapping", lr="0.02", data="data", weights="began from other weights", network="another description", cosine="kimg")[other])
     assert contents(folder) == before
 
 def test_a_run_of_constant_rate_may_be_made_longer(stopped, tmp_path):
@@ -623,7 +623,7 @@ def test_pictures_train_as_well_as_points(tmp_path):
 # --- what goes wrong, in one sentence
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_spoils_no_state(tmp_path, monkeypatch):
-    model = hooked(monkeypatch, lambda n, f: f * math.nan if n > 21 else f)                 # two passes a step, from step 11 on
+    model = hooked(monkeypatch, lambda n, f: f * math.nan if n > 23 else f)                 # two passes to try it, two a step: from step 11 on
     config = settings(30, accumulate=1, stages=Stages(1), state_seconds=-1.0)
     with pytest.raises(FloatingPointError) as error: finish(train(model, POINTS, config, tmp_path / "run"))
     one_sentence(error, "not a number", "lr")
@@ -638,7 +638,7 @@ class SpoilGradient(torch.autograd.Function):
     def backward(ctx, g): return g * math.nan
 
 def test_a_gradient_that_is_not_a_number_spoils_no_state_either(tmp_path, monkeypatch):
-    model = hooked(monkeypatch, lambda n, f: SpoilGradient.apply(f) if n == 19 else f)       # step 10: its loss is fine, its weights are not
+    model = hooked(monkeypatch, lambda n, f: SpoilGradient.apply(f) if n == 21 else f)       # step 10, after two passes to try it: its loss is fine, its weights are not
     config = settings(30, accumulate=1, stages=Stages(1), state_seconds=-1.0)
     with pytest.raises(FloatingPointError): finish(train(model, POINTS, config, tmp_path / "run"))
     tensors, facts = load_state(RunFolder(tmp_path / "run"))

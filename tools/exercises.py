@@ -43,9 +43,18 @@ def exercises(nb):
         if not check: raise ValueError(f"the exercise '{head[2]}' needs the cell of its answer and then print(check_...(answer)) below its text")
         yield Exercise(i, len(head[1]), head[2], source.count("<summary>Hint"), solution[1], text(i + 1), check[1], check[2])
 
+def judges(cell):
+    "Whether a cell defines checks: it is exported to them and does more than import."
+    code = "".join(cell["source"])
+    if cell["cell_type"] != "code" or not re.search(r"^#\|\s*export exercises\s*$", code, re.M):
+        return False
+    return any(not isinstance(s, (ast.Import, ast.ImportFrom)) for s in ast.parse(code).body)
+
 def student(nb):
-    "A copy without solutions."
+    "A copy without solutions, and without the code of the checks, which holds what they compare."
     nb = copy.deepcopy(nb)
+    last = max((e.at + 2 for e in exercises(nb)), default=-1)
+    nb["cells"] = [c for i, c in enumerate(nb["cells"]) if i <= last or not judges(c)]
     for e in exercises(nb): nb["cells"][e.at]["source"] = SOLUTION.sub("", "".join(nb["cells"][e.at]["source"]))
     return nb
 

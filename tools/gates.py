@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 import address as addresses, exercises, readme, settings
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = [["analytic", "schedules", "networks", "data", "pickles"], ["diffusion", "losses"], ["consistency", "sampling", "checkpoints"],
+LAYERS = [["analytic", "schedules", "networks", "data"], ["diffusion", "losses", "pickles"], ["consistency", "sampling", "checkpoints"],
           ["features", "bulk"], ["metrics", "runs", "engine", "processes"], ["training"], ["recipes", "atlas", "sweeps", "panels"], ["tradeoff", "live"], ["planner"], ["explore", "relatives", "exercises"]]   # lowest first; within a layer nobody imports a neighbour
 HEAVY = {"torchvision", "plotly", "cleanfid", "matplotlib", "IPython", "ipywidgets", "scipy", "jupyterlab", "nbdev"}
 
@@ -28,6 +28,11 @@ def statements(source):
     "Top-level statements of a cell, magics and shell lines left out."
     body = ast.parse(TransformerManager().transform_cell(source)).body
     return [s for s in body if not ast.unparse(s).startswith("get_ipython()")]
+
+def crowded(source):
+    "Whether two statements of a cell share a line."
+    bodies = [node.body for node in ast.walk(ast.parse(TransformerManager().transform_cell(source))) if isinstance(getattr(node, "body", None), list)]
+    return any(a.end_lineno == b.lineno for body in bodies for a, b in zip(body, body[1:]))
 
 def is_import(node): return isinstance(node, (ast.Import, ast.ImportFrom))
 
@@ -117,11 +122,13 @@ def first_picture(root):
         elif len(work) >= 3 and min(pictures) > work[2]: yield f"{name} shows its first picture in cell {min(pictures)}, after the third code cell: bring one forward."
 
 def code_cells(root):
-    "code cells have at most 25 lines, and imports stand in cells of their own"
+    "code cells have at most 25 lines, or 40 of at most 100 columns with one statement each, and imports stand in cells of their own"
     for name, nb in notebooks(root):
         for i, source, _ in cells(nb, "code"):
             lines = [l for l in source.splitlines() if l.strip() and not l.startswith("#|")]
-            if len(lines) > 25: yield f"{name}, cell {i}: {len(lines)} lines of code; split it (at most 25)."
+            plain = all(len(l) <= 100 for l in lines) and not crowded(source)
+            most = 40 if plain else 25
+            if len(lines) > most: yield f"{name}, cell {i}: {len(lines)} lines of code; split it (at most {most})."
             imports = [is_import(s) for s in statements(source)]
             if any(imports) and not all(imports): yield f"{name}, cell {i}: imports beside other code; give them a cell of their own."
 
@@ -163,6 +170,18 @@ def light_imports(root):
         for name in sorted({n.split(".")[0] for node in top(tree) for n in imported(node)} & HEAVY):
             yield f"ect_nb/{module}.py imports {name} at its top: import it inside the functions that use it."
 
+def pictures_opened(root):
+    "pictures are opened by data.open_picture alone, which names the formats it means"
+    sources = [(f"ect_nb/{p.name}", p.read_text()) for p in sorted((root/"ect_nb").glob("[!_]*.py"))]
+    sources += [(f"{name} cell {i}", source) for name, nb in notebooks(root) for i, source, _ in cells(nb, "code")]
+    for name, source in sources:
+        lines = TransformerManager().transform_cell(source)
+        for node in ast.walk(ast.parse(lines)):
+            opens = isinstance(node, ast.Attribute) and node.attr == "open" and ast.unparse(node.value).split(".")[-1] == "Image"
+            taken = isinstance(node, ast.ImportFrom) and node.module == "PIL.Image" and any(a.name == "open" for a in node.names)
+            if taken or opens and not (re.match(r"ect_nb/data\.py|nbs/09_data", name) and "formats=FORMATS" in source):
+                yield f"{name} opens a picture by itself: use data.open_picture, for some formats are programs."
+
 def no_machine(root):
     "no tracked file names a path of one machine or the host of a package registry"
     path = re.compile(r"""(?:^|[\s"'`(=:,>\[]|\\n)[/](?:work|tmp|farm|home|root|Users|mnt)\b""", re.M)
@@ -190,7 +209,7 @@ def export_and_clean(root):
             _, changed, missing = filecmp.cmpfiles(root/folder, copy/folder, names, shallow=False)
             for name in sorted(changed + missing): yield f"{folder}/{name} is not what the notebooks export, or not clean: run make sync (and edit notebooks, never ect_nb/)."
 
-GATES = [settings_ini, address, readme_current, lock, spine, theory, first_picture, code_cells, alt_text, light_outputs, layers, light_imports, no_machine, small_data, export_and_clean]
+GATES = [settings_ini, address, readme_current, lock, spine, theory, first_picture, code_cells, alt_text, light_outputs, layers, light_imports, pictures_opened, no_machine, small_data, export_and_clean]
 
 if __name__ == "__main__":
     failed = 0
