@@ -201,7 +201,7 @@ def _light(self, here, there, run, kin):
     "Light the settings `here` and `there`, the line of the budget, and that of the other seeds."
     c, theirs = curve(run, here.kimg), [s for r in kin for s in (*curve(r, here.kimg), None)]
     aside = self.aside[here.kimg]
-    rings = [(here.nfe * aside, here)] + [(there.nfe, there)] * bool(there)
+    rings = [(here.nfe * aside, here)] + ([(there.nfe, there)] if there else [])
     with self.figure.batch_update():
         bold, ring, *_, others = self.figure.data
         others.x, others.y = [s and s.nfe * aside for s in theirs], [s and max(s.value, self.floor) for s in theirs]
@@ -433,7 +433,8 @@ def _follow(self, run, kimg, nfe):
     if self.together.value and (kimg, nfe) not in second.points:
         self.together.value = False
         walk = second.facts.get("method") == "heun"
-        self.second.refresh(atlas, *(-1, -1) if walk else (kimg, nfe))
+        near = min(second.points, key=lambda p: (abs(p[0] - kimg), abs(p[1] - nfe)))
+        self.second.refresh(atlas, *second.points[-1] if walk else near)
         self.note = (f" {second.name} was not measured after {kimg:g} kimg with {nfe} evaluation{'s' * (nfe > 1)}: "
                      "the two move apart, and the box is unticked.")
     if self.together.value: self.second.refresh(atlas, kimg, nfe)

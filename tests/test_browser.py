@@ -595,7 +595,7 @@ def alive(page):
         assert_curves(page, run, of)
         press(page, "kimg", "Home", of=of); press(page, "evaluations", "Home", of=of)
         until(page, lambda: f"after {budgets(run)[0]:g} kimg, 1 evaluation:" in readout(page, of), lambda: readout(page, of))
-    for of, name in ((COMPARE, "kimg"), (LIVE, "noise"), (PLANNER, "hours")):
+    for of, name in ((COMPARE, "kimg"), (LIVE, "noise"), (PLANNER, "evaluations")):
         press(page, name, "Home", of=of)
         before = readout(page, of)
         press(page, name, "End", of=of)

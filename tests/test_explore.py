@@ -15,11 +15,11 @@ def mixture(): return GaussianMixture([[-1.1], [0.1], [1.2]], [0.12, 0.05, 0.08]
 @pytest.fixture(scope="module")
 def heaps(mixture): return {"denoiser": mixture.denoise, "half": lambda x, t: x / 2}
 
-def tuning(kimg=0.064, noise=4, **kw):
+def tuning(kimg=0.064, noise=4, n_looks=20, **kw):
     torch.manual_seed(0)
     model = Precond(UNet(resolution=8, channels=1, model_channels=8, channel_mult=(1,), num_blocks=1, attention=()), sigma_data=0.5)
     data, z = torch.rand(64, 1, 8, 8) * 2 - 1, torch.randn(noise, 1, 8, 8)
-    return Tuning(model, data, Config(**(dict(kimg=kimg, batch=8, lr=1e-3, ema=0.5, c=0.03, stages=Stages(start=3)) | kw)), z)
+    return Tuning(model, data, Config(**(dict(kimg=kimg, batch=8, lr=1e-3, ema=0.5, c=0.03, stages=Stages(start=3)) | kw)), z, n_looks)
 
 def controls(panel):
     "All widgets of a panel by their description, and the texts of its HTML parts."
@@ -106,15 +106,63 @@ def test_an_error_is_shown_in_the_panel_and_leaves_with_the_next_move(mixture):
     controls(panel)["t"].value = above
     assert alert(panel) is None and readout(panel) != before
 
-def test_show_panel_gives_the_controls_and_their_picture(mixture, heaps, monkeypatch):
-    import base64, IPython.display
-    shown = []
-    monkeypatch.setattr(IPython.display, "display", lambda data, **kw: shown.append((data, kw)))
-    panel = flow_panel(mixture, heaps)
+def shown(panel, monkeypatch):
+    "What `show_panel` puts on the page: the live view, and the picture that stands in for it, as (data, metadata)."
+    import IPython.display
+    out = []
+    monkeypatch.setattr(IPython.display, "display", lambda data, raw, metadata=None: out.append((data, metadata)))
     show_panel(panel)
-    (data, kw), = shown
-    assert data[explore.VIEW]["model_id"] == panel.model_id and kw["raw"]
-    assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG") and "ends at" in kw["metadata"]["image/png"]["alt"]
+    return out
+
+def test_show_panel_gives_the_controls_and_their_picture(mixture, heaps, monkeypatch):
+    "Two outputs, of which a page shows one: while the panel lives the picture is hidden by a rule that names this panel."
+    import base64
+    panel = flow_panel(mixture, heaps)
+    for _ in range(2):                                                            # shown twice, it has its hands once
+        (view, _), (still, metadata) = shown(panel, monkeypatch)
+        assert view == {explore.VIEW: dict(version_major=2, version_minor=0, model_id=panel.model_id)}
+        assert base64.b64decode(still["image/png"]).startswith(b"\x89PNG") and "ends at" in metadata["image/png"]["alt"] == still["text/plain"]
+        html = still["text/html"]
+        live, hidden = f"ect-live-{panel.model_id}", f"ect-still-{panel.model_id}"
+        assert f"body:has(.{live}) .{hidden}" in html and "display: none" in html and "<img alt=" in html and still["image/png"] in html
+        assert live in panel._dom_classes and sum(type(c).__name__ == "Hands" for c in panel.children) == 1
+
+def test_every_panel_has_its_picture(atlas, tmp_path, monkeypatch):
+    "All kinds of panels of the kit: one view, one picture, each with words, none of the state of the other."
+    import ipywidgets as w
+    from matplotlib.figure import Figure
+    panels = [tuning_panel(tuning()), explorer(atlas), explore.compare_panel(atlas), explore.planner(atlas), explore.my_run(tmp_path/"none", atlas),
+              explore.live_panel({"none": lambda x, t: 0 * x}, (1, 4, 4)), explore.figure_panel(lambda a: (Figure(), f"a is {a}"), a=w.IntSlider())]
+    names = set()
+    for panel in panels:
+        (view, _), (still, metadata) = shown(panel, monkeypatch)
+        names.add(view[explore.VIEW]["model_id"])
+        assert "ect-still" in still["text/html"] and len(metadata["image/png"]["alt"]) > 5
+    assert len(names) == len(panels)
+
+def test_a_level_slider_falls_and_begins_where_told():
+    slider = explore.falling_slider(2.5, 80.0, 0.1, "level")
+    levels = [v for _, v in slider.options]
+    assert levels[0] == 80 and levels[-1] == 0.1 and 2.4 < slider.value < 2.6 and slider.description == "level"
+    ratios = [a / b for a, b in zip(levels, levels[1:])]
+    assert min(ratios) > 1.02 and max(ratios) < 1.08 and len({label for label, _ in slider.options}) == len(levels)
+    for most, least in ((1.0, 2.0), (1.0, 0.0), (1.0, 1.0), (math.nan, 1.0)):
+        with pytest.raises(ValueError, match="fall from most to least"): explore.falling_slider(1.0, most, least, "t")
+
+def test_the_place_under_the_pointer_is_that_of_the_axes(mixture, heaps):
+    "`point` undoes what the axes do, and `hold` brings the sliders there; beyond the axes they stop at their ends."
+    panel = flow_panel(mixture, heaps)
+    art, (x, t) = panel.art, (controls(panel)[k] for k in "xt")
+    width, height = art.figure.bbox.size
+    def hold(level, at): px, py = art.left.transData.transform((level, at)); panel.hold(px / width, 1 - py / height)
+    for level, at in ((10.0, -1.0), (0.5, 1.3), (0.02, 0.0), (79.0, 2.0)):
+        hold(level, at)
+        assert x.value == pytest.approx(at, abs=0.011) and t.value == pytest.approx(level, rel=0.03) and alert(panel) is None
+        assert f"At t = {t.value:.3g}" in readout(panel) and f"({x.value:.2f} at its natural size)" in readout(panel)
+    for u, v, ends in ((0.0, 0.0, (2.4, 80)), (0.6, 1.0, (-2.4, 0.01))):
+        panel.hold(u, v); assert x.value == ends[0]
+    hold(79.0, 2.0); level = t.value
+    panel.hold(0.95, 0.5); assert t.value == level and alert(panel) is None             # right of the paths there is no t
 
 # Tuning
 
@@ -261,6 +309,105 @@ def test_an_interrupt_inside_a_step_is_a_stop_and_no_failure():
     reached = weights(t.model).clone()
     assert torch.equal(weights(t.finish()), reached) and t.ended and not t.error and "kept" in tuning_words(t)
 
+class Eternal:
+    "What `asyncio.run` needs: work that goes on until `what()`."
+    @staticmethod
+    async def until(what):
+        for _ in range(4000):
+            if what(): return
+            await asyncio.sleep(0.005)
+        raise AssertionError("it never came")
+
+def test_the_run_belongs_to_no_panel():
+    "Two panels of one run show the same, and the second stops what the first began; pressing Start in both trains once."
+    t = tuning(kimg=2)
+    one, two = tuning_panel(t), tuning_panel(t)
+    async def use():
+        controls(one)["Start"].click(); controls(two)["Start"].click()
+        assert t.running and not controls(two)["Pause"].disabled and controls(two)["Start"].disabled
+        await Eternal.until(lambda: t.images >= 40)
+        assert readout(one) == readout(two)
+        later = tuning_panel(t)                                                    # the cell with the panel alone, run again
+        assert not controls(later)["Stop"].disabled and t.running
+        controls(later)["Stop"].click()
+        rested = t.images
+        await asyncio.sleep(0.05)
+        assert t.images == rested and t.ended and all("stopped" in readout(p) and controls(p)["Stop"].disabled for p in (one, two, later))
+    asyncio.run(asyncio.wait_for(use(), 120))
+
+def test_a_second_run_pauses_the_first_and_keeps_it():
+    "As when the cell that makes run and panel is run again while it trains; and when another paused run is started."
+    async def use():
+        first = tuning(kimg=2)
+        controls(tuning_panel(first))["Start"].click()
+        await Eternal.until(lambda: first.images >= 24)
+        second = tuning(kimg=2)
+        panel = tuning_panel(second)
+        kept = first.images
+        await asyncio.sleep(0.05)
+        assert first.images == kept and not first.running and not first.ended and second.before is first
+        assert f"paused at {kept} of 2,000 pictures" in readout(panel)
+        controls(panel)["Start"].click()
+        await Eternal.until(lambda: second.images >= 8)
+        again = tuning_panel(second.before)                                       # the way back that the sentence names
+        assert not second.running
+        controls(again)["Start"].click()
+        await Eternal.until(lambda: first.images > kept)
+        second.go()
+        assert second.running and not first.running and Tuning.now is second
+        second.pause()
+        assert Tuning.now is None and len(explore_tasks()) == 0
+    asyncio.run(asyncio.wait_for(use(), 120))
+
+def explore_tasks():
+    from ect_nb import panels
+    return {k for k, task in panels._TASKS.items() if not task.done()}
+
+def test_background_work_is_one_of_a_kind():
+    from ect_nb.panels import background
+    async def use():
+        done, ends = [], []
+        async def work(name):
+            try: await asyncio.sleep(60)
+            except asyncio.CancelledError: ends.append(name); raise
+        background("a", work(1)); background("b", work(2))
+        await asyncio.sleep(0.01)
+        background("a", work(3))
+        await asyncio.sleep(0.01)
+        assert ends == [1] and explore_tasks() == {"a", "b"}
+        assert background("b") is None and background("never was") is None
+        background("a")
+        await asyncio.sleep(0.01)
+        assert ends == [1, 2, 3] and not explore_tasks()
+    asyncio.run(asyncio.wait_for(use(), 30))
+    async def nothing(): pass
+    with pytest.raises(RuntimeError): background("c", nothing())                   # no loop: said at once, and nothing left hanging
+
+def test_the_picture_follows_once_a_second_and_where_the_run_rests(monkeypatch):
+    "By a clock of which a step takes a tenth of a second: the loss moves once a second, the strip at its looks, and both after Step, Pause and Stop."
+    import types
+    from ect_nb import panels
+    clock = [100.0]
+    monkeypatch.setattr(panels, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    t = tuning(kimg=0.8, n_looks=1)
+    def tick(): clock[0] += 0.1
+    t.watchers.append(tick)
+    panel, seen = tuning_panel(t), []
+    press, value = controls(panel), lambda: next(x for x in texts(panel) if "<img" in x)
+    t.watchers.append(lambda: seen.append(value()))
+    press["Step"].click()
+    assert "after 8 of" in alt(panel) and len(t.looks) == 1                        # not a second later, and no look of the film
+    async def use():
+        press["Start"].click()
+        await Eternal.until(lambda: t.images >= 480)
+        press["Pause"].click()
+        assert f"after {t.images:,} of" in alt(panel) and "rests" in readout(panel) and t.latest[0] == t.images and len(t.looks) == 1
+    asyncio.run(asyncio.wait_for(use(), 120))
+    pictures = len(dict.fromkeys(seen))
+    assert len(seen) / 10 - 1 <= pictures <= len(seen) / 10 + 4 and len(seen) > 55
+    press["Stop"].click()
+    assert f"after {t.images:,} of" in alt(panel) and t.looks[-1][0] == t.images
+
 def test_film_spans_the_run():
     t = tuning(kimg=0.4)
     t.finish()
@@ -329,19 +476,48 @@ def test_the_explorer_at_every_setting(atlas):
         move["evaluations"].value = nfe
         busy.append((time.process_time() - before) / 2)
         assert alert(panel) is None and f"tuned after {kimg} kimg, {nfe} evaluation" in readout(panel) and f"distance {value:.1f} [{0.9 * value:.1f}, {1.1 * value:.1f}], {2 * nfe:g} ms" in readout(panel)
-        assert list(panel.state.curves.figure.data[1].x)[0] == nfe and list(panel.state.curves.figure.data[1].y)[0] == value
+        figure = panel.state.curves.figure
+        assert list(figure.data[1].x)[0] == pytest.approx(nfe, rel=0.2) and list(figure.data[1].y)[0] == value
+        assert [tuple(c[:2]) for c in figure.data[2 + (1, 4, 16).index(kimg)].customdata] == [(kimg, 1), (kimg, 2)] and same_as_shown(figure)
+        assert intervals(panel) == [VALUES[kimg, n] for n in (1, 2)]                # all of that budget, side by side
     for (_, nfe), value in HEUN.items():
         move["Heun's"].value = nfe
         assert f"Heun&#x27;s method, {nfe} evaluations: distance {value:.1f}" in readout(panel)
     assert sorted(busy)[len(busy) // 2] < 0.05                                  # processor seconds of a move
     png, alt_text = panel.still()
-    assert png.startswith(b"\x89PNG") and "distance 24.0" in alt_text and panel.children[3].value.count("<tr>") == 1 + len(VALUES) + len(HEUN)
+    assert png.startswith(b"\x89PNG") and "distance 24.0" in alt_text and panel.state.table.value.count("<tr>") == 1 + len(VALUES) + len(HEUN)
 
-def test_play_hover_and_click(atlas):
-    panel = explorer(atlas, kimg=1, nfe=1)
+def same_as_shown(figure):
+    "Whether a page that is loaded anew gets what the widget shows now: every trace, its numbers, the axes."
+    import numpy as np
+    state = figure.get_state()
+    plain = lambda trace, k: [None if v is None else float(v) for v in np.asarray(trace[k] if trace[k] is not None else [], dtype=object)]
+    assert len(figure._widget_data) == len(figure.data) == len(state["_widget_data"])
+    return all(plain(a, k) == plain(b, k) for a, b in zip(figure._widget_data, figure.data) for k in "xy") and figure._widget_layout["xaxis"]["range"] == list(figure.layout.xaxis.range)
+
+def intervals(panel): return [float(v) for v in re.findall(r">([\d.]+) \[", panel.state.row.value)]
+
+def test_the_curve_reaches_the_page_whole(atlas, folders):
+    "No page has ever been told of an empty one; after another run, and another atlas, its state is again what it shows."
+    from ect_nb.explore import _figure_widget
+    bare = _figure_widget()
+    assert bare.comm is None                                                       # nothing is announced yet
+    panel = explorer(atlas)
+    assert panel.state.curves.place.children == (panel.state.curves.figure,) and panel.state.curves.figure.comm is not None and same_as_shown(panel.state.curves.figure)
+    lay(folders[0], {(20, 1): 12.0, (20, 2): 9.0})
+    atlas.add(folders[0])
+    panel.refresh(atlas)
+    assert same_as_shown(panel.state.curves.figure) and any(12.0 in (t["y"] or ()) for t in panel.state.curves.figure._widget_data if isinstance(t["y"], (list, tuple)))
+
+def test_budgets_stand_side_by_side():
+    "No two of them at one place, in order, around their number of evaluations, and never as far as the next."
+    for n in (1, 2, 6, 12):
+        aside = explore.dodge(list(range(n)))
+        assert list(aside.values()) == sorted(set(aside.values())) and math.prod(aside.values()) == pytest.approx(1) and max(aside.values()) < 2**0.5
+
+def test_hover_and_click(atlas):
+    panel = explorer(atlas)
     state = panel.state
-    state.play.value = 2
-    assert controls(panel)["kimg"].value == 16
     curve = state.curves.figure.data[2]                                         # the shortest budget
     points = type("Points", (), dict(point_inds=[1]))
     for f in curve._hover_callbacks: f(curve, points, None)
@@ -350,6 +526,25 @@ def test_play_hover_and_click(atlas):
     assert "25.0" in state.left.value
     for f in curve._click_callbacks: f(curve, points, None)
     assert (controls(panel)["kimg"].value, controls(panel)["evaluations"].value) == (1, 2) and "distance 40.0" in readout(panel)
+
+def test_play_goes_on_from_the_slider_and_pause_stays_there(atlas, monkeypatch):
+    from ect_nb import explore as e
+    real = asyncio.sleep
+    monkeypatch.setattr(e.asyncio, "sleep", lambda s: real(0.05 if s == 0.9 else s))
+    panel = explorer(atlas, kimg=4)
+    play, kimg, seen = controls(panel)["Play"], controls(panel)["kimg"], []
+    kimg.observe(lambda change: seen.append(change["new"]), "value")
+    async def use():
+        play.click()
+        assert play.description == "Pause" and kimg.value == 4
+        await Eternal.until(lambda: play.description == "Play")
+        assert seen == [16]                                                        # on from 4, to the end, and no jump
+        play.click()
+        await Eternal.until(lambda: kimg.value == 4)
+        play.click()
+        await real(0.2)
+        assert seen == [16, 1, 4] and kimg.value == 4 and play.description == "Play"     # from the end it begins anew; Pause leaves it there
+    asyncio.run(asyncio.wait_for(use(), 60))
 
 def test_a_damaged_sheet_is_a_sentence_and_the_numbers_stay(atlas, tmp_path):
     atlas.save(tmp_path/"packed")
@@ -375,8 +570,18 @@ def test_a_setting_that_is_missing_is_a_sentence(tmp_path):
     panel = explorer(atlas, kimg=4, nfe=2)
     controls(panel)["kimg"].value = 16
     assert "not measured after 16 kimg with 2" in alert(panel)
+    assert "Nothing was recorded there" in readout(panel) and all("ect-before" in side.value for side in (panel.state.left, panel.state.right) if side.value)
     controls(panel)["evaluations"].value = 1
-    assert alert(panel) is None and "distance 25.0" in readout(panel)
+    assert alert(panel) is None and "distance 25.0" in readout(panel) and "ect-before" not in panel.state.left.value
+
+def test_between_which_evaluations_by_hand(atlas):
+    "The words name recorded numbers of evaluations, since there are no others."
+    panel = explorer(atlas, kimg=16)
+    for (kimg, nfe), words in {(16, 1): "comes to 25.0 between 5 and 9 evaluations", (1, 1): "comes to 100.0 between 3 and 5 evaluations", (4, 1): "comes to 50.0 between 3 and 5"}.items():
+        controls(panel)["kimg"].value, controls(panel)["evaluations"].value = kimg, nfe
+        assert words in readout(panel)
+    c = explore.curve(explore.walk_of(atlas, atlas.runs["tuned"]), 0)
+    assert [s.nfe for s in explore.between(c, 300.0)] == [3, 3] and explore.between(c, 1.0) is None and explore.between([], 1.0) is None
 
 def test_an_atlas_without_runs_says_what_to_do():
     with pytest.raises(ValueError, match="Atlas.add"): explorer(explore.Atlas())
@@ -475,6 +680,27 @@ def test_compare_begins_with_ect_against_scratch_and_moves_both(seeds):
     panel.together.value = True
     assert second.kimg.value == 16 and explore.compare_panel(seeds, ("scratch1", 1, 2)).picks[1].run.value == "tuned1"
 
+def test_the_box_never_says_what_does_not_hold(seeds):
+    "Ticked means the same budget and evaluations, always: where the second was not measured there, the box unticks itself and says why."
+    panel = explore.compare_panel(seeds)
+    (first, second), box = panel.picks, panel.together
+    def holds():
+        a, b = (p.now[1:] for p in (first, second))
+        assert box.value == second.kimg.disabled == second.nfe.disabled and (a == b or not box.value)
+        assert panel.still()[1] in __import__("html").unescape(readout(panel))
+    second.run.value = "walked"                                                   # Heun's: no budget, other evaluations
+    holds(); assert not box.value and second.now[1:] == (0, 9) and "walked was not measured after 16 kimg with 1 evaluation" in readout(panel)
+    box.value = True
+    holds(); assert not box.value and "unticked" in readout(panel)
+    second.nfe.value = 3
+    holds(); assert second.now[1:] == (0, 3) and "unticked" not in readout(panel)
+    second.run.value = "scratch0"; box.value = True
+    holds(); assert box.value and second.now[1:] == (16, 1)
+    second.run.value = "tuned2"; first.nfe.value = 2                              # a seed that was not measured everywhere
+    holds(); assert not box.value and "tuned2 was not measured after 16 kimg with 2 evaluations" in readout(panel)
+    first.kimg.value = 4; box.value = True
+    holds(); assert box.value and second.now[1:] == (4, 2) and alert(panel) is None
+
 def test_data_sets_never_share_an_axis(seeds, tmp_path):
     "Another data set, larger pictures in colour, in other features; and the first data in other features."
     other = dict(data="birds", features="birds_8", channels=3)
@@ -538,6 +764,35 @@ def test_my_run_measures_and_stops(tmp_path):
         while mine.task: await asyncio.sleep(0.005)
     asyncio.run(asyncio.wait_for(use(), 120))
     assert not mine.error.value and len(mine.atlas.runs["run (this run)"].points) == 8
+    async def nothing_left():
+        mine.buttons["Measure"].click()
+        while mine.task: await asyncio.sleep(0.005)
+        assert "Nothing is left to measure" in mine.words.value and not mine.error.value and not mine.buttons["Measure"].disabled
+    asyncio.run(asyncio.wait_for(nothing_left(), 60))
+
+def test_one_panel_of_a_folder_works_at_a_time(tmp_path):
+    "A second one, of the cell run again, ends the measuring and the watching of the first; what was measured is kept."
+    from ect_nb import data
+    from ect_nb.features import random_features
+    pictures = data.Pictures((torch.rand(64, 1, 8, 8) * 255).byte(), name="noise")
+    t = tuning()
+    for _ in train(t.start, pictures, Config(kimg=2, batch=64, snapshot_kimg=1, stages=Stages(start=3)), tmp_path/"run"): pass
+    make = lambda: explore.my_run(tmp_path/"run", None, pictures, random_features(1, 4), n=40, every=0.01).mine
+    async def use():
+        first = make()
+        first.auto.value = True
+        first.buttons["Measure"].click()
+        while first.bar.value < 2: await asyncio.sleep(0.005)
+        other = explore.my_run(tmp_path/"elsewhere", None, pictures, random_features(1, 4)).mine      # another folder is no rival
+        assert first.task and first.watch
+        second = make()
+        await asyncio.sleep(0.05)
+        assert not first.task and not first.watch and not first.auto.value and first.buttons["Stop"].disabled and not explore_tasks()
+        kept = first.bar.value
+        second.buttons["Measure"].click()
+        while second.task: await asyncio.sleep(0.005)
+        assert kept + second.bar.value == 8 and not second.error.value and not other.task
+    asyncio.run(asyncio.wait_for(use(), 120))
 
 def test_budgets_that_double():
     assert explore.doubling([1, 2, 3, 4, 5, 8, 9]) == [1, 2, 4, 8, 9] and explore.doubling([]) == [] and explore.doubling({7: "a"}) == [7]
@@ -583,12 +838,81 @@ def test_live_panel_follows_waits_stops_and_complains():
     asyncio.run(asyncio.wait_for(use(), 60))
     assert "after 40 of 40" in c["words"].value and panel.still()[0].startswith(b"\x89PNG")
 
+def test_a_known_answer_is_not_asked_again_and_a_changed_model_is():
+    "Moving the second level costs one evaluation, and gives what `sample` gives; so it is after the weights have changed."
+    from ect_nb.sampling import sample
+    class Counted(torch.nn.Module):
+        def __init__(self): super().__init__(); self.scale, self.calls = torch.nn.Parameter(torch.tensor(0.5)), 0
+        def forward(self, x, t): self.calls += 1; return torch.tanh(self.scale * x / (1 + t.view(-1, 1, 1, 1)))
+    model = Counted()
+    panel = explore.live_panel({"counted": model, "free": lambda x, t: model(x, t)}, (1, 4, 4), times=(80.0, 2.0))
+    c = panel.live.controls
+    def right(times):
+        seed, before = c["seed"].value, model.calls
+        z = torch.randn(16, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+        wanted = sample(model, z, times, torch.Generator().manual_seed(seed + 1))
+        model.calls = before
+        return torch.equal(panel.live.x, wanted)
+    def costs(act): before = model.calls; act(); return model.calls - before
+    def to(key, value): return lambda: setattr(c[key], "value", value)
+    assert model.calls == 2 and right((80.0, 2.0))
+    assert costs(to("text", "80, 0.5")) == 1 and right((80.0, 0.5))
+    assert costs(to("text", "70, 0.5")) == 2 and right((70.0, 0.5))
+    assert costs(to("text", "70")) == 0 and right((70.0,))
+    assert costs(to("seed", 9)) == 1 and right((70.0,))
+    with torch.no_grad(): model.scale.add_(0.3)
+    assert costs(to("text", "70, 0.4")) == 2 and right((70.0, 0.4))
+    assert costs(to("menu", "free")) == 2 and costs(to("text", "70, 0.3")) == 2       # weights that cannot be seen are asked each time
+
+def test_live_asks_a_run_that_is_being_tuned():
+    "What it has reached is asked, and the words say after how many pictures."
+    t = tuning()
+    panel = explore.live_panel({"tuned here": t, "start": t.start}, (1, 8, 8))
+    c = panel.live.controls
+    assert "tuned here, tuned on 0 pictures:" in c["words"].value
+    first = panel.live.x
+    for _ in range(3): t.step()
+    c["text"].value = "80, 2"; c["text"].value = "80"
+    assert "tuned on 24 pictures:" in c["words"].value and not torch.equal(panel.live.x, first)
+    c["menu"].value = "start"
+    assert torch.equal(panel.live.x, first) and "tuned on" not in c["words"].value
+
+def test_a_model_that_breaks_leaves_nothing_that_is_taken_for_its_answer():
+    def moody(x, t):
+        if t[0] < 1: raise RuntimeError("no answer")
+        return 0 * x
+    panel = explore.live_panel({"moody": moody}, (1, 4, 4))
+    c = panel.live.controls
+    c["text"].value = "80, 0.5"
+    assert "no answer" in c["error"].value and "shows those before" in c["words"].value and "ect-before" in c["picture"].value
+    c["text"].value = "80, 2"
+    assert not c["error"].value and "after 2 of 2" in c["words"].value and "ect-before" not in c["picture"].value
+    async def use():
+        c["text"].value = "80, 8, 0.5"
+        c["go"].click()
+        await Eternal.until(lambda: c["error"].value)
+        assert "broke off" in c["words"].value and "ect-before" in c["picture"].value
+        await Eternal.until(lambda: not c["go"].disabled)
+    asyncio.run(asyncio.wait_for(use(), 60))
+
+def test_a_second_live_panel_ends_the_sampling_of_the_first():
+    make = lambda: explore.live_panel({"none": lambda x, t: 0 * x}, (1, 4, 4))
+    async def use():
+        first = make()
+        first.live.controls["text"].value = ", ".join(str(80 - k / 10) for k in range(400))
+        first.live.controls["go"].click()
+        await Eternal.until(lambda: first.live.controls["bar"].value > 2)
+        make()
+        await Eternal.until(lambda: not first.live.controls["go"].disabled)
+        assert first.live.controls["bar"].value < 400 and not explore_tasks()
+    asyncio.run(asyncio.wait_for(use(), 60))
+
 # What ipywidgets 7.7 offers
 
-SHARED = dict(HTML="value layout", VBox="layout", HBox="layout", Box="layout", Layout="width min_width max_width height min_height margin flex_flow align_items overflow", Button="description tooltip disabled layout",
+SHARED = dict(HTML="value layout", VBox="layout", HBox="layout", Box="layout", Layout="width min_width max_width height min_height margin flex flex_flow align_items overflow", Button="description tooltip disabled layout",
     IntProgress="max layout", Dropdown="options value description style layout", SelectionSlider="options value description style layout", FloatSlider="value min max step description readout_format layout",
     FloatLogSlider="value base min max step description readout_format style layout", IntSlider="value min max description style layout", Text="value description continuous_update style layout",
-    Checkbox="value description indent layout", Play="min max step interval layout")
+    Checkbox="value description indent layout")
 
 def test_the_panels_keep_to_what_ipywidgets_7_7_offers():
     "Every widget and every trait that the modules name exists in 7.7 as in 8 (the tests above pass with both)."
@@ -622,3 +946,61 @@ def test_a_figure_follows_its_controls_keeps_what_it_drew_and_survives_an_error(
     assert "three is too many" in alert(panel) and panel.still() == first
     panel.controls["n"].value = 0
     assert alert(panel) is None and panel.still()[1] == "t is 0.5, n is 0"
+
+def test_a_control_without_effect_is_switched_off():
+    "`idle` names it; its value then draws nothing anew, and it comes back with its effect."
+    import ipywidgets as w
+    from matplotlib.figure import Figure
+    drawn = []
+    def draw(n, last): drawn.append((n, last)); return Figure(figsize=(1, 1)), f"{n} evaluations" + (f", the last at {last}" if n > 2 else "")
+    panel = explore.figure_panel(draw, idle=lambda n, last: ["last"] if n < 3 else [], n=w.IntSlider(value=2, min=1, max=8), last=w.IntSlider(value=5, description="last time"))
+    n, last = panel.controls["n"], panel.controls["last"]
+    assert last.disabled and not n.disabled
+    last.value = 7
+    assert drawn == [(2, 5)] and panel.values == dict(n=2, last=7)
+    n.value = 3
+    assert not last.disabled and drawn[-1] == (3, 7) and panel.still()[1] == "3 evaluations, the last at 7"
+    n.value = 1
+    assert last.disabled
+
+def test_after_an_error_nothing_is_taken_for_the_answer():
+    "The picture of a figure panel is dimmed and its sentence says whose it is, until there is another."
+    import ipywidgets as w
+    from matplotlib.figure import Figure
+    def draw(n):
+        if n == 3: raise ValueError("three is too many")
+        return Figure(figsize=(1, 1)), f"n is {n}"
+    panel = explore.figure_panel(draw, n=w.IntSlider(value=1, min=0, max=4))
+    for _ in range(2):
+        panel.controls["n"].value = 3
+        assert sum("ect-before" in t for t in texts(panel)) == 1 and "n is 1" not in readout(panel) and "before" in readout(panel)
+        panel.controls["n"].value = 1
+        assert not any("ect-before" in t for t in texts(panel)) and "n is 1" in readout(panel) and alert(panel) is None
+
+# The pages
+
+def test_no_cell_drives_a_panel_that_was_shown():
+    "After `show_panel` a panel is the reader's: a later cell may read its `values`, and nothing else of it."
+    import ast, json
+    from pathlib import Path
+    from IPython.core.inputtransformer2 import TransformerManager
+    offences = []
+    for path in sorted((Path(explore.__file__).parent.parent/"nbs").glob("[!._]*.ipynb")):
+        shown = set()                                                             # names of panels, and of runs inside them
+        for i, cell in enumerate(json.loads(path.read_text())["cells"]):
+            if cell["cell_type"] != "code": continue
+            tree = ast.parse(TransformerManager().transform_cell("".join(cell["source"])))
+            if not any(line.startswith("#| export") for line in cell["source"]):
+                for node in ast.walk(tree):
+                    if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in shown): continue
+                    if node.attr in ("values", "images", "last", "model", "losses", "looks", "ended"): continue
+                    if (path.stem, node.value.id, node.attr) == ("00_sixty_seconds", "tuning", "finish"): continue   # announced above the panel
+                    offences.append(f"{path.stem}, cell {i}: {node.value.id}.{node.attr}")
+            for node in ast.walk(tree):                                           # bound anew: another panel
+                if isinstance(node, ast.Assign): shown -= {t.id for t in node.targets if isinstance(t, ast.Name)}
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "show_panel":
+                    inner = node.args[0]
+                    named = [inner] if isinstance(inner, ast.Name) else [a for a in getattr(inner, "args", []) if getattr(inner.func, "id", "") in ("tuning_panel", "flow_panel")]
+                    shown |= {a.id for a in named if isinstance(a, ast.Name) and a.id != "mixture"}
+    assert not offences, offences

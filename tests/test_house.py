@@ -178,6 +178,27 @@ def test_run_a_notebook_and_store_it(tmp_path):
     run_notebooks.write_html(nb, tmp_path/"05_toy.html")
     assert 'alt="dots"' in (tmp_path/"05_toy.html").read_text()
 
+def test_a_page_to_be_read(tmp_path):
+    "As HTML: a title and a language, links between pages, no plumbing; a panel is its picture, sharp, and says that it does not move. As stored: the picture alone."
+    view = '{"application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": "m"}}'
+    still = f"""{{"image/png": "{PNG}", "text/plain": "a ghost", "text/html": "<div class='ect-still'>a ghost</div>"}}"""
+    width = "dict(alt='a ghost') | ({} if os.environ['ECT_NB_SHARP'] == '1' else dict(width=400))"
+    cells = [new_markdown_cell("# 05 · Toy\n\nSee [04](04_schedules.ipynb), [there](04_schedules.ipynb#there), [the study](../bench/study.md)."), new_code_cell("#| hide\nsecret = 1"), new_code_cell("#| default_exp toy"),
+             new_code_cell("import os\nfrom IPython.display import display"), new_code_cell("#| export\nimport math"), new_code_cell("#| export\n_all_ = ['math']"), new_code_cell("#| export\ndef half(x): return x / 2"),
+             new_code_cell(f"display({view}, raw=True)\ndisplay({still}, raw=True, metadata={{'image/png': {width}}})")]
+    path = tmp_path/"05_toy.ipynb"
+    write(path, cells)
+    stored = run_notebooks.strip_widgets(run_notebooks.execute(path))
+    assert [(set(o.data), o.metadata) for o in stored.cells[-1].outputs] == [({"image/png", "text/plain"}, {"image/png": {"alt": "a ghost"}})]
+    run_notebooks.write_html(run_notebooks.strip_widgets(run_notebooks.execute(path, sharp=2), mark=True), tmp_path/"05_toy.html")
+    page = (tmp_path/"05_toy.html").read_text()
+    assert "<title>05 · Toy</title>" in page and '<html lang="en">' in page
+    assert 'href="04_schedules.html"' in page and 'href="04_schedules.html#there"' in page and 'href="../bench/study.md"' in page
+    body = page[page.index("<body"):]
+    assert not any(word in body for word in ("secret", "default_exp", "_all_")) and "half" in body
+    image = re.search(r"<img[^>]*>", body)[0]
+    assert 'alt="a ghost"' in image and 'width="400"' in image and body.count("A still picture of a panel") == 1
+
 def test_run_notebooks_names_what_is_missing():
     result = subprocess.run([sys.executable, ROOT/"tools"/"run_notebooks.py", "99_nowhere"], capture_output=True, text=True)
     assert result.returncode == 1 and "there is no 99_nowhere.ipynb in nbs/" in result.stderr and "Traceback" not in result.stderr

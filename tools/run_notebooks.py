@@ -1,7 +1,7 @@
 """Run notebooks top to bottom, each in a fresh kernel: all of nbs/ in order, or the named ones.
 
 The output of a cell with the line `#| tour-table` (nbdev-clean keeps comments, but not tags) is printed at the end."""
-import argparse, base64, os, re, sys, time
+import argparse, ast, base64, copy, os, re, sys, time
 from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
@@ -9,28 +9,42 @@ from nbclient.exceptions import CellExecutionError
 
 NBS = Path(__file__).resolve().parent.parent/"nbs"
 VIEW = "application/vnd.jupyter.widget-view+json"
-PAGE = """{% extends 'lab/index.html.j2' %}{% block data_png %}<div class="jp-RenderedImage jp-OutputArea-output">
-<img alt="{{ output | get_metadata('alt', 'image/png') | escape_html }}" src="data:image/png;base64,{{ output.data['image/png'] | replace('\n', '') }}"></div>{% endblock %}"""
+PAGE = """{% extends 'lab/index.html.j2' %}{% block extra_css %}<style>
+.jp-InputArea-editor, .jp-OutputArea-output { overflow-x: auto } img { max-width: 100%; height: auto }
+</style>{% endblock %}{% block data_png %}<div class="jp-RenderedImage jp-OutputArea-output">
+<img alt="{{ output | get_metadata('alt', 'image/png') | escape_html }}"
+{%- if output | get_metadata('width', 'image/png') %} width="{{ output | get_metadata('width', 'image/png') }}"{% endif %}
+ src="data:image/png;base64,{{ output.data['image/png'] | replace('\n', '') }}">
+{%- if output | get_metadata('still', 'image/png') %}<p><em>A still picture of a panel: in the notebook its controls move.</em></p>{% endif -%}
+</div>{% endblock %}"""
 
-def execute(path, seed=None):
-    "The notebook at `path`, run from its own folder, with `SEED = 0` replaced if a `seed` is given, and a counter where someone is watching."
+def execute(path, seed=None, sharp=1):
+    """The notebook at `path`, run from its own folder, with `SEED = 0` replaced if a `seed` is given,
+    its pictures `sharp` times as fine as they are shown, and a counter where someone is watching."""
     nb, start = nbformat.read(path, 4), time.time()
+    environment = os.environ | {"ECT_NB_SHARP": str(sharp)}
     if seed is not None:
         for cell in nb.cells: cell.source = re.sub(r"^SEED = 0\b", f"SEED = {seed}", cell.source, flags=re.M)
     def count(cell, cell_index, **_):
         if sys.stderr.isatty(): print(f"\r{path.stem}: cell {cell_index + 1} of {len(nb.cells)}, {time.time() - start:.0f} s ", end="", file=sys.stderr, flush=True)
     NotebookClient(nb, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}, on_cell_start=count, store_widget_state=False,
-                   extra_arguments=["--IPKernelApp.log_level=40"]).execute()
+                   extra_arguments=["--IPKernelApp.log_level=40"]).execute(env=environment)
     if sys.stderr.isatty(): print("\r\x1b[K", end="", file=sys.stderr)
     return nb
 
 def outputs(nb): return ((i, o) for i, c in enumerate(nb.cells) if c.cell_type == "code" for o in c.outputs)
 
-def strip_widgets(nb):
-    "Drop what needs a live kernel: views of widgets, and outputs that are nothing else."
+def strip_widgets(nb, mark=False):
+    """Drop what needs a live kernel: views of widgets, and outputs that are nothing else.
+
+    The picture that stands in for a panel stays as a picture; with `mark` its metadata say that it is one."""
     for cell in nb.cells:
         for out in cell.get("outputs", []):
-            if out.get("data", {}).pop(VIEW, None) and set(out.data) == {"text/plain"}: out.data.clear()
+            data = out.get("data", {})
+            if data.pop(VIEW, None) and set(data) <= {"text/plain"}: data.clear()
+            if "ect-still" not in data.get("text/html", ""): continue
+            del data["text/html"]
+            if mark: out.metadata["image/png"]["still"] = True
         if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if "data" not in o or o.data]
     nb.metadata.pop("widgets", None)
     return nb
@@ -43,10 +57,32 @@ def save(nb, path):
     nbdev_clean(fname=part)
     os.replace(part, path)
 
+def plumbing(cell):
+    "Whether a cell is there for the machine: set-up, the module's name, imports, lists of names."
+    if cell.cell_type != "code" or cell.outputs: return False
+    if re.match(r"#\|\s*(hide|default_exp)\b", cell.source): return True
+    body = "\n".join(l for l in cell.source.splitlines() if not l.startswith("#|"))
+    try: return all(isinstance(s, (ast.Import, ast.ImportFrom)) or ast.unparse(s).startswith("_all_ =") for s in ast.parse(body).body)
+    except SyntaxError: return False
+
+def printed(nb):
+    "A copy of the notebook to be read as a page: plumbing left out, links between notebooks led to their pages."
+    nb = copy.deepcopy(nb)
+    nb.cells = [c for c in nb.cells if not plumbing(c)]
+    for cell in nb.cells:
+        if cell.cell_type == "markdown": cell.source = re.sub(r"\]\((\w+)\.ipynb(#[\w-]*)?\)", r"](\1.html\2)", cell.source)
+    return nb
+
+def title(nb, otherwise):
+    "The first heading of a notebook."
+    found = (re.search(r"^# (.+)$", c.source, re.M) for c in nb.cells if c.cell_type == "markdown")
+    return next((m[1] for m in found if m), otherwise)
+
 def write_html(nb, path):
     "Write the notebook as one page, with the alternative texts that nbconvert's own template leaves out."
     from nbconvert import HTMLExporter
-    html, _ = HTMLExporter(raw_template=PAGE, embed_images=True).from_notebook_node(nb, resources={"metadata": {"path": str(NBS)}})
+    resources = {"metadata": {"path": str(NBS), "name": title(nb, path.stem)}}
+    html, _ = HTMLExporter(raw_template=PAGE, embed_images=True, language_code="en").from_notebook_node(printed(nb), resources=resources)
     path.write_text(html)
 
 def write_pictures(nb, folder, stem):
@@ -74,7 +110,8 @@ def main():
     tables, failed = [], []
     for path in paths:
         start = time.time()
-        try: nb = strip_widgets(execute(path, args.seed))
+        sharp = 2 if args.html and not args.save else 1            # what is stored stays small
+        try: nb = strip_widgets(execute(path, args.seed, sharp), mark=bool(args.html) and not args.save)
         except CellExecutionError as error:
             failed.append(path.stem); print(f"{path.stem}: stopped after {time.time() - start:.0f} s\n{error}", flush=True); continue
         print(f"{path.stem}: {time.time() - start:.0f} s", flush=True)
