@@ -152,13 +152,12 @@ def save_state(folder, tensors, **facts):
 
 def load_state(folder):
     "(tensors, facts) of the newest whole state, None if there is none yet. Warns of a damaged one; RuntimeError if all are damaged."
-    from safetensors import safe_open, SafetensorError
     for path in reversed(folder.states()):
         try:
-            with safe_open(path, "pt") as f: header, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+            tensors, header = checkpoints.read_tensors(path)
             if _seal(tensors, header["facts"]) != header["checksum"]: raise ValueError("its checksum is wrong")
             return tensors, json.loads(header["facts"])
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
+        except (OSError, ValueError, KeyError, TypeError) as e:
             warnings.warn(f"{path} is damaged ({e}): the state before it is used, if there is one", stacklevel=2)
     if folder.states(): raise RuntimeError(f"every state in {folder.path / 'state'} is damaged: start again in another folder, or from a snapshot in {folder.path / 'snapshots'}")
 
