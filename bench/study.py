@@ -1,32 +1,44 @@
-"""Try settings of the shipped start and of 00's recipe; each trial appends a line to bench/study.jsonl, and `table` writes bench/study.md from it.
+"""Try settings of the shipped start and of 00's recipe; each trial appends a line to
+bench/study.jsonl, and `table` writes bench/study.md from it.
 
 usage: python bench/study.py start "model_channels=48, channel_mult=(1, 2), lr=2e-3" --kimg 60
-       python bench/study.py tune "batch=16, lr=2e-3" --seeds 0 1 2
-       python bench/study.py agree --seeds 0 --precisions float32 bfloat16 --folder runs/agree
-       python bench/study.py table
+python bench/study.py tune "batch=16, lr=2e-3" --seeds 0 1 2 python bench/study.py agree --seeds 0
+--precisions float32 bfloat16 --folder runs/agree python bench/study.py table
 
-`agree` asks why this study and data/atlas differ for the same recipe: it trains the recipe of 00 in each arithmetic and lets both judges look
-at the same weights, `metrics.measure` with several noises. Stopped, it goes on.
-"""
+`agree` asks why this study and data/atlas differ for the same recipe: it trains the recipe of 00 in
+each arithmetic and lets both judges look at the same weights, `metrics.measure` with several
+noises. Stopped, it goes on."""
+
 import argparse, ast, json, platform, time
 from contextlib import nullcontext
 from pathlib import Path
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
-from ect_nb import checkpoints, data, metrics
+from ect_nb.io import data, weights
+from ect_nb.measure import metrics
 from ect_nb.diffusion import Precond, denoising_loss, heun, karras_times
-from ect_nb.engine import fast_precisions
-from ect_nb.features import quantise
+from ect_nb.training.speed import fast_precisions
+from ect_nb.measure.features import quantise
 from ect_nb.networks import UNet
 from ect_nb.sampling import sample
 from ect_nb.schedules import ConstantMapping, LogNormal, SigmoidMapping, Stages
-from ect_nb.training import Config, checksum, train
+from ect_nb.training.loop import Config, checksum, train
 
 HERE = Path(__file__).parent
-NETWORK = dict(resolution=28, channels=1, patch=2, model_channels=32, channel_mult=(1, 3), num_blocks=1, attention=(7,))
+NETWORK = dict(
+    resolution=28,
+    channels=1,
+    patch=2,
+    model_channels=32,
+    channel_mult=(1, 3),
+    num_blocks=1,
+    attention=(7,),
+)
 START = dict(batch=64, lr=1e-3, warmup_kimg=5, ema=0.999, precision="auto")
-RECIPE = dict(kimg=16, batch=32, lr=1e-3, ema=0.99, c=0.03, stages=Stages(start=3), precision="auto")
+RECIPE = dict(
+    kimg=16, batch=32, lr=1e-3, ema=0.99, c=0.03, stages=Stages(start=3), precision="auto"
+)
 TIMES = (0.4, 0.6, 0.8, 1.5, 2.5)
 TEXT = """# How the start and the recipe of 00 were chosen
 
@@ -41,26 +53,44 @@ study's old way says 16.43, and the same samples cut to [-1, 1] 22.07. About a q
 classifier rewards them. Rounding to 256 levels moves the distance by 0.02, other noise by about one, bfloat16 in place of float32 (the last table) by less than other noise does.
 So the atlas is right. Samples are now cut and rounded to bytes before they are measured, here as there. Lines that say *as they came* are from before: compare them with one another, and with
 nothing else. The recipe was chosen by them; between such lines the order of the settings is that of this measure."""
-WORDS = dict(Stages=Stages, SigmoidMapping=SigmoidMapping, ConstantMapping=ConstantMapping, LogNormal=LogNormal)
+WORDS = dict(
+    Stages=Stages,
+    SigmoidMapping=SigmoidMapping,
+    ConstantMapping=ConstantMapping,
+    LogNormal=LogNormal,
+)
 
 
 def settings(text):
-    "'batch=16, stages=Stages(2)' as a dict: literals and the schedule classes of the kit, nothing else."
+    """'batch=16, stages=Stages(2)' as a dict: literals and the schedule classes of the kit, nothing
+    else."""
     call = ast.parse(f"f({text})", mode="eval").body
+
     def value(node):
-        if isinstance(node, ast.Call): return WORDS[node.func.id](*map(value, node.args), **{k.arg: value(k.value) for k in node.keywords})
+        if isinstance(node, ast.Call):
+            return WORDS[node.func.id](
+                *map(value, node.args), **{k.arg: value(k.value) for k in node.keywords}
+            )
         return ast.literal_eval(node)
+
     return {k.arg: value(k.value) for k in call.keywords}
 
 
 def write(**line):
-    line |= dict(samples="bytes", device=f"cpu {platform.machine()}, {torch.get_num_threads()} thread(s)", torch=torch.__version__)
-    with (HERE / "study.jsonl").open("a") as f: f.write(json.dumps(line) + "\n")
+    line |= dict(
+        samples="bytes",
+        device=f"cpu {platform.machine()}, {torch.get_num_threads()} thread(s)",
+        torch=torch.__version__,
+    )
+    with (HERE / "study.jsonl").open("a") as f:
+        f.write(json.dumps(line) + "\n")
     print(json.dumps(line), flush=True)
 
 
 class Judge:
-    "Distances of samples from fixed noise to the training pictures, in the features of the kit's classifier."
+    """Distances of samples from fixed noise to the training pictures, in the features of the kit's
+    classifier."""
+
     def __init__(self, wardrobe, n):
         self.eye, self.n = metrics.small_features(), n
         self.target = metrics.reference(wardrobe, self.eye)
@@ -73,59 +103,120 @@ class Judge:
         return torch.cat([draw(z) for z in self.z.split(250)])
 
     def of(self, x):
-        "The distance of the pictures `x` as they are; about a quarter of the values that a network gives lie outside [-1, 1], which no picture has."
+        """The distance of the pictures `x` as they are; about a quarter of the values that a
+        network gives lie outside [-1, 1], which no picture has."""
         return round(metrics.distance(metrics.features(self.eye, x), self.target).value, 2)
 
     def few(self, model):
         "One step, and two at each of `TIMES`."
-        return {"one": self(lambda z: sample(model, z))} | {f"two at {t}": self(lambda z: _two(model, z, t)) for t in TIMES}
+        return {"one": self(lambda z: sample(model, z))} | {
+            f"two at {t}": self(lambda z: _two(model, z, t)) for t in TIMES
+        }
 
     def same(self, start, model, n=250, t=0.6):
-        "The share of `n` noises from which one and two steps of `model` draw the garment, by the classifier's word, that 18 Heun steps of `start` draw."
-        z, classifier = self.z[:n], checkpoints.load(data.find("fashion_mnist_classifier.safetensors"))
+        """The share of `n` noises from which one and two steps of `model` draw the garment, by the
+        classifier's word, that 18 Heun steps of `start` draw."""
+        z, classifier = self.z[:n], weights.load(data.find("fashion_mnist_classifier.safetensors"))
         name = lambda x: classifier(x).argmax(1)
-        with torch.no_grad(): walked, *few = map(name, (heun(start, z, karras_times(18)), sample(model, z), _two(model, z, t)))
-        return {k: round(float((f == walked).float().mean()), 3) for k, f in zip(("one, same garment", f"two at {t}, same garment"), few)}
+        with torch.no_grad():
+            walked, *few = map(
+                name, (heun(start, z, karras_times(18)), sample(model, z), _two(model, z, t))
+            )
+        return {
+            k: round(float((f == walked).float().mean()), 3)
+            for k, f in zip(("one, same garment", f"two at {t}, same garment"), few)
+        }
 
 
-def _two(model, z, t): return sample(model, z, (80.0, t), torch.Generator().manual_seed(4))
+def _two(model, z, t):
+    return sample(model, z, (80.0, t), torch.Generator().manual_seed(4))
 
 
 def trial_start(text, wardrobe, kimg, seed):
-    "Train a diffusion model on `kimg` thousand pictures; its loss on test pictures (fixed noise), the distance of its 18-step Heun samples, and what it cost."
+    """Train a diffusion model on `kimg` thousand pictures; its loss on test pictures (fixed noise),
+    the distance of its 18-step Heun samples, and what it cost."""
     chosen = settings(text)
     network = NETWORK | {k: chosen.pop(k) for k in list(chosen) if k in NETWORK}
     torch.manual_seed(seed)
     model = Precond(UNet(**network), sigma_data=0.5)
     began = time.process_time()
-    for p in train(model, wardrobe, Config.diffusion(**START | dict(kimg=kimg, seed=seed) | chosen)): pass
+    for p in train(
+        model, wardrobe, Config.diffusion(**START | dict(kimg=kimg, seed=seed) | chosen)
+    ):
+        pass
     cost = time.process_time() - began
     test = data.load("fashion_mnist_20k", split="test").batch(torch.arange(2000))
     g = torch.Generator().manual_seed(0)
     t, eps = LogNormal(-1.2, 1.2).sample(2000, g), torch.randn(test.shape, generator=g)
-    with torch.no_grad(): loss = torch.cat([denoising_loss(p.ema, x, s, e) for x, s, e in zip(test.split(250), t.split(250), eps.split(250))]).mean()
+    with torch.no_grad():
+        loss = torch.cat(
+            [
+                denoising_loss(p.ema, x, s, e)
+                for x, s, e in zip(test.split(250), t.split(250), eps.split(250))
+            ]
+        ).mean()
     size = sum(a.numel() for a in model.parameters())
-    write(study="start", settings=text, seed=seed, parameters=size, kimg=p.images / 1000, cpu_seconds=round(cost), test_loss=round(float(loss), 2), heun=Judge(wardrobe, 500)(lambda z: heun(p.ema, z, karras_times(18))), n=500)
+    write(
+        study="start",
+        settings=text,
+        seed=seed,
+        parameters=size,
+        kimg=p.images / 1000,
+        cpu_seconds=round(cost),
+        test_loss=round(float(loss), 2),
+        heun=Judge(wardrobe, 500)(lambda z: heun(p.ema, z, karras_times(18))),
+        n=500,
+    )
 
 
 def trial_tune(text, wardrobe, start, seed, judge, same=False):
-    "Tune the start; distances after one and two steps, and whether the garments are still the same."
+    """Tune the start; distances after one and two steps, and whether the garments are still the
+    same."""
     config = Config(**RECIPE | settings(text) | dict(seed=seed))
-    for p in train(start, wardrobe, config): pass
-    write(study="tune", settings=text, seed=seed, start=checksum(start.state_dict()), kimg=config.kimg, steps=p.step, seconds=round(p.seconds), precision=p.precision, n=judge.n, **judge.few(p.ema), **(judge.same(start, p.ema) if same else {}))
+    for p in train(start, wardrobe, config):
+        pass
+    write(
+        study="tune",
+        settings=text,
+        seed=seed,
+        start=checksum(start.state_dict()),
+        kimg=config.kimg,
+        steps=p.step,
+        seconds=round(p.seconds),
+        precision=p.precision,
+        n=judge.n,
+        **judge.few(p.ema),
+        **(judge.same(start, p.ema) if same else {}),
+    )
 
 
 class Bfloat16ByFloat32(TorchDispatchMode):
-    """bfloat16 on a processor that has no such instructions: the sums of products run in float32 and are rounded to bfloat16 at the end.
+    """bfloat16 on a processor that has no such instructions: the sums of products run in float32
+    and are rounded to bfloat16 at the end.
 
-    That is how AMX adds up as well; here it is only slow, and torch's own way on such a processor six times slower still."""
-    SUMS = {"convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbmm", "native_group_norm", "native_group_norm_backward",
-            "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention_for_cpu_backward"}
+    That is how AMX adds up as well; here it is only slow, and torch's own way on such a processor
+    six times slower still."""
+
+    SUMS = {
+        "convolution",
+        "convolution_backward",
+        "mm",
+        "addmm",
+        "bmm",
+        "baddbmm",
+        "native_group_norm",
+        "native_group_norm_backward",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_flash_attention_for_cpu_backward",
+    }
 
     def __torch_dispatch__(self, f, types, args=(), kwargs=None):
         half = any(isinstance(a, torch.Tensor) and a.dtype == torch.bfloat16 for a in args)
-        if not half or f._schema.name.split("::")[1] not in self.SUMS: return f(*args, **(kwargs or {}))
-        cast = lambda was, to: lambda a: a.to(to) if isinstance(a, torch.Tensor) and a.dtype == was else a
+        if not half or f._schema.name.split("::")[1] not in self.SUMS:
+            return f(*args, **(kwargs or {}))
+        cast = lambda was, to: (
+            lambda a: a.to(to) if isinstance(a, torch.Tensor) and a.dtype == was else a
+        )
         up, down = cast(torch.bfloat16, torch.float32), cast(torch.float32, torch.bfloat16)
         return tree_map(down, f(*tree_map(up, args), **tree_map(up, kwargs or {})))
 
@@ -134,60 +225,129 @@ LOOKS = {"one": (80.0,), "two at 2.5": (80.0, 2.5)}
 
 
 def trial_agree(precision, wardrobe, start, seed, judge, folder, noises=5):
-    """Train the recipe of 00 in `precision`; what this study's judge says of the same weights, of samples as they came and cut
-    to bytes, and what `metrics.measure` says, the atlas's judge, with several noises."""
-    config = Config(**RECIPE | settings("kimg=24, batch=16, lr=2e-3, decay='linear'") | dict(seed=seed, precision=precision, snapshot_kimg=4))
+    """Train the recipe of 00 in `precision`; what this study's judge says of the same weights, of
+    samples as they came and cut to bytes, and what `metrics.measure` says, the atlas's judge, with
+    several noises."""
+    config = Config(
+        **RECIPE
+        | settings("kimg=24, batch=16, lr=2e-3, decay='linear'")
+        | dict(seed=seed, precision=precision, snapshot_kimg=4)
+    )
     native = precision == "float32" or precision in fast_precisions(torch.device("cpu"))
     with nullcontext() if native else Bfloat16ByFloat32():
-        for p in train(start, wardrobe, config, folder / f"{precision}-seed{seed}"): pass
+        for p in train(start, wardrobe, config, folder / f"{precision}-seed{seed}"):
+            pass
     found = {}
     for name, times in LOOKS.items():
         x = judge.drawn(lambda z: sample(p.ema, z, times, torch.Generator().manual_seed(4)))
-        measured = [metrics.measure(p.ema, wardrobe, judge.eye, times=times, n=judge.n, seed=s)["value"] for s in range(noises)]
-        found |= {f"{name}, as it came": judge.of(x), f"{name}, cut only": judge.of(x.clamp(-1, 1)), name: judge.of(quantise(x)),
-                  f"{name}, measure with noise 0 to {noises - 1}": [round(v, 2) for v in measured]}
-    write(study="agree", seed=seed, start=checksum(start.state_dict()), kimg=config.kimg, precision=precision, arithmetic="the processor's" if native else "summed in float32, rounded",
-          seconds=round(p.seconds), n=judge.n, weights=checksum(p.ema.state_dict()), outside=round(float((x.abs() > 1).float().mean()), 3), **found)
+        measured = [
+            metrics.measure(p.ema, wardrobe, judge.eye, times=times, n=judge.n, seed=s)["value"]
+            for s in range(noises)
+        ]
+        found |= {
+            f"{name}, as it came": judge.of(x),
+            f"{name}, cut only": judge.of(x.clamp(-1, 1)),
+            name: judge.of(quantise(x)),
+            f"{name}, measure with noise 0 to {noises - 1}": [round(v, 2) for v in measured],
+        }
+    write(
+        study="agree",
+        seed=seed,
+        start=checksum(start.state_dict()),
+        kimg=config.kimg,
+        precision=precision,
+        arithmetic="the processor's" if native else "summed in float32, rounded",
+        seconds=round(p.seconds),
+        n=judge.n,
+        weights=checksum(p.ema.state_dict()),
+        outside=round(float((x.abs() > 1).float().mean()), 3),
+        **found,
+    )
 
 
 def tables():
     "bench/study.md: the trials of study.jsonl, in the order in which they were made."
     lines, parts = [json.loads(l) for l in (HERE / "study.jsonl").read_text().splitlines()], [TEXT]
-    for l in lines: l.setdefault("samples", "as they came")
-    for title, study in (("The start", "start"), ("The start, untuned", "untuned"), ("The recipe", "tune"), ("One recipe, two judges", "agree")):
+    for l in lines:
+        l.setdefault("samples", "as they came")
+    for title, study in (
+        ("The start", "start"),
+        ("The start, untuned", "untuned"),
+        ("The recipe", "tune"),
+        ("One recipe, two judges", "agree"),
+    ):
         here = [l for l in lines if l["study"] == study]
-        if not here: continue
-        keys = list(dict.fromkeys(k for l in here for k in l if k not in ("study", "device", "torch") and not k.startswith("two at")))
+        if not here:
+            continue
+        keys = list(
+            dict.fromkeys(
+                k
+                for l in here
+                for k in l
+                if k not in ("study", "device", "torch") and not k.startswith("two at")
+            )
+        )
         keys += sorted({k for l in here for k in l if k.startswith("two at")})
         said = lambda v: " ".join(map(str, v)) if isinstance(v, list) else str(v)
         rows = [[said(l.get(k, "")) for k in keys] for l in here]
-        parts.append(f"## {title}\n\n" + "\n".join("| " + " | ".join(r) + " |" for r in [keys, ["---"] * len(keys), *rows]))
+        parts.append(
+            f"## {title}\n\n"
+            + "\n".join("| " + " | ".join(r) + " |" for r in [keys, ["---"] * len(keys), *rows])
+        )
     (HERE / "study.md").write_text("\n\n".join(parts) + "\n")
 
 
 def main():
-    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     args.add_argument("study", choices=["start", "tune", "untuned", "agree", "table"])
     args.add_argument("settings", nargs="*")
-    args.add_argument("--kimg", type=float, default=60, help="pictures of a start's trial, in thousands")
+    args.add_argument(
+        "--kimg", type=float, default=60, help="pictures of a start's trial, in thousands"
+    )
     args.add_argument("--seeds", type=int, nargs="+", default=[0])
     args.add_argument("--start", help="another file than the shipped start")
-    args.add_argument("--same", action="store_true", help="also count the garments that stay what Heun draws")
-    args.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"], help="the arithmetic that `agree` compares")
-    args.add_argument("--folder", type=Path, default=Path("runs/agree"), help="where `agree` keeps its runs")
+    args.add_argument(
+        "--same", action="store_true", help="also count the garments that stay what Heun draws"
+    )
+    args.add_argument(
+        "--precisions",
+        nargs="+",
+        default=["float32", "bfloat16"],
+        help="the arithmetic that `agree` compares",
+    )
+    args.add_argument(
+        "--folder", type=Path, default=Path("runs/agree"), help="where `agree` keeps its runs"
+    )
     args = args.parse_args()
-    if args.study == "table": return tables()
+    if args.study == "table":
+        return tables()
     wardrobe = data.load("fashion_mnist_20k")
     if args.study == "start":
         for text in args.settings:
-            for seed in args.seeds: trial_start(text, wardrobe, args.kimg, seed)
+            for seed in args.seeds:
+                trial_start(text, wardrobe, args.kimg, seed)
         return
-    start, judge = checkpoints.load(args.start or data.find("fashion_mnist_diffusion.safetensors")), Judge(wardrobe, 1000)
-    if args.study == "untuned": write(study="untuned", start=checksum(start.state_dict()), n=judge.n, heun=judge(lambda z: heun(start, z, karras_times(18))), **judge.few(start))
+    start, judge = (
+        weights.load(args.start or data.find("fashion_mnist_diffusion.safetensors")),
+        Judge(wardrobe, 1000),
+    )
+    if args.study == "untuned":
+        write(
+            study="untuned",
+            start=checksum(start.state_dict()),
+            n=judge.n,
+            heun=judge(lambda z: heun(start, z, karras_times(18))),
+            **judge.few(start),
+        )
     for precision in args.precisions if args.study == "agree" else []:
-        for seed in args.seeds: trial_agree(precision, wardrobe, start, seed, judge, args.folder)
+        for seed in args.seeds:
+            trial_agree(precision, wardrobe, start, seed, judge, args.folder)
     for text in args.settings:
-        for seed in args.seeds: trial_tune(text, wardrobe, start, seed, judge, args.same)
+        for seed in args.seeds:
+            trial_tune(text, wardrobe, start, seed, judge, args.same)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

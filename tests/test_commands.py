@@ -1,4 +1,5 @@
 """Every command that the pages print works; whatever goes wrong in the shell ends in one sentence."""
+
 import ast
 import inspect
 import json
@@ -17,23 +18,30 @@ import pytest
 import torch
 from PIL import Image
 
-from ect_nb import checkpoints, data, pickles, recipes, runs, training
-from ect_nb.data import Pictures
+from ect_nb.io import data, pickles, weights
+from ect_nb.training import loop, recipes, runs
+from ect_nb.io.data import Pictures
 from ect_nb.diffusion import Precond
 from ect_nb.networks import MLP, Classifier, UNet
-from ect_nb.recipes import PRESETS, in_shell, main
-from ect_nb.runs import RunFolder
+from ect_nb.training.recipes import PRESETS, in_shell, main
+from ect_nb.training.runs import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = dict(resolution=8, channels=3, model_channels=8, channel_mult=(1,), num_blocks=1, attention=())
-SHORT = ("--device", "cpu", "--scale", "0.0001")          # a step of a phase that trains from scratch
+TINY = dict(
+    resolution=8, channels=3, model_channels=8, channel_mult=(1,), num_blocks=1, attention=()
+)
+SHORT = ("--device", "cpu", "--scale", "0.0001")  # a step of a phase that trains from scratch
 FEW = ("precision=float32", "snapshot_kimg=1")
 TWO_PHASES = [name for name, p in PRESETS.items() if len(p.phases) > 1]
 
 
 def tiny_presets():
     "The presets with networks that train in milliseconds, by name."
-    tiny = {n: replace(p, network=TINY | dict(label_dim=p.label_dim)) for n, p in PRESETS.items() if p.network}
+    tiny = {
+        n: replace(p, network=TINY | dict(label_dim=p.label_dim))
+        for n, p in PRESETS.items()
+        if p.network
+    }
     return PRESETS | tiny
 
 
@@ -65,14 +73,14 @@ def home(tmp_path_factory):
     draw_pictures(home / "classes" / "b", 3, 8, 8, 3, seed=1)
     torch.manual_seed(0)
     model = Precond(UNet(**TINY), 0.5)
-    checkpoints.save(model, home / "start.safetensors")
-    checkpoints.save(model.net, home / "bare.safetensors")
-    checkpoints.save(Precond(MLP(dim=2)), home / "mlp.safetensors")
-    checkpoints.save(Classifier(28, 1, 10), home / "classifier.safetensors")
+    weights.save(model, home / "start.safetensors")
+    weights.save(model.net, home / "bare.safetensors")
+    weights.save(Precond(MLP(dim=2)), home / "mlp.safetensors")
+    weights.save(Classifier(28, 1, 10), home / "classifier.safetensors")
     for value in ("nan", "inf"):
         sick = Precond(UNet(**TINY), 0.5)
         next(sick.parameters()).data.view(-1)[0] = float(value)
-        checkpoints.save(sick, home / f"{value}.safetensors")
+        weights.save(sick, home / f"{value}.safetensors")
     for kind, classes in (("uncond", 0), ("cond", 10)):
         teacher = Precond(UNet(**TINY | dict(label_dim=classes)), 0.5)
         pickles.imitate(teacher, home / f"edm-cifar10-32x32-{kind}-vp.pkl")
@@ -89,8 +97,11 @@ def call(capsys, *args):
 
 # ---- K1: recipes of two phases
 
+
 @pytest.mark.parametrize("name", TWO_PHASES)
-def test_a_recipe_of_two_phases_runs_without_a_start_and_is_done_when_called_again(name, home, tmp_path, tiny, capsys):
+def test_a_recipe_of_two_phases_runs_without_a_start_and_is_done_when_called_again(
+    name, home, tmp_path, tiny, capsys
+):
     args = ("run", name, tmp_path / "run", "--data", home / "colour", *SHORT, "--set", *FEW)
     code, out, err = call(capsys, *args)
     assert code == 0 and out.startswith("done: "), err
@@ -108,7 +119,9 @@ def test_a_recipe_of_two_phases_runs_without_a_start_and_is_done_when_called_aga
 
 def test_the_bar_is_as_long_as_the_phase_that_runs(home, tmp_path, tiny, capsys):
     common = ("--data", home / "colour", *SHORT, "--set", "kimg=0.064", "batch=16", *FEW)
-    _, _, err = call(capsys, "run", "cpu", tmp_path / "tuned", "--start", home / "start.safetensors", *common)
+    _, _, err = call(
+        capsys, "run", "cpu", tmp_path / "tuned", "--start", home / "start.safetensors", *common
+    )
     assert "/0.064" in err and "diffusion, stage" not in err
     _, _, err = call(capsys, "run", "cpu", tmp_path / "both", *common)
     assert re.search(r"diffusion, stage.*/0.032", err) and re.search(r"tuning, stage.*/0.064", err)
@@ -120,7 +133,9 @@ def test_a_folder_that_version_0_1_left_without_a_way_forward_goes_on(home, tmp_
     (tmp_path / "run" / "samples").mkdir(parents=True)
     (tmp_path / "run" / "samples" / "diffusion-000150.png").write_bytes(b"sheet")
     assert call(capsys, *args)[0] == 0
-    assert (tmp_path / "run-diffusion" / "samples" / "diffusion-000150.png").read_bytes() == b"sheet"
+    assert (
+        tmp_path / "run-diffusion" / "samples" / "diffusion-000150.png"
+    ).read_bytes() == b"sheet"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     code, _, err = call(capsys, "run", "cpu", tmp_path / "mine", *args[3:])
@@ -132,7 +147,7 @@ import json, os, sys
 sys.path.insert(0, os.path.join(os.getcwd(), "tests"))
 import test_commands
 import torch
-from ect_nb import recipes
+from ect_nb.training import recipes
 recipes.PRESETS.update(test_commands.tiny_presets())
 torch.optim.RAdam([torch.zeros(1, requires_grad=True)])          # what torch loads late is loaded once
 for line in sys.stdin:
@@ -150,11 +165,30 @@ for line in sys.stdin:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_killed_in_either_phase_by_every_signal_it_goes_on_to_the_same_weights(home, tmp_path):
     "One process has the kit loaded and forks one child for each command."
-    args = ["run", "cpu", "--data", str(home / "colour"), "--device", "cpu", "--scale", "0.01", "--set",
-            "kimg=0.8", "batch=16", "state_seconds=0.2", *FEW]
+    args = [
+        "run",
+        "cpu",
+        "--data",
+        str(home / "colour"),
+        "--device",
+        "cpu",
+        "--scale",
+        "0.01",
+        "--set",
+        "kimg=0.8",
+        "batch=16",
+        "state_seconds=0.2",
+        *FEW,
+    ]
     env = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
-    with subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          text=True, env=env, cwd=ROOT) as server:
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+        cwd=ROOT,
+    ) as server:
 
         def command(folder, number=None, phase=""):
             server.stdin.write(json.dumps(args[:2] + [str(tmp_path / folder)] + args[2:]) + "\n")
@@ -177,12 +211,16 @@ def test_killed_in_either_phase_by_every_signal_it_goes_on_to_the_same_weights(h
         assert command("killed") == command("whole") == 0
         server.stdin.close()
     for phase in ("", "-diffusion"):
-        a, b = (list(RunFolder(tmp_path / (f + phase)).snapshots().values())[-1] for f in ("killed", "whole"))
-        a, b = (checkpoints.load(p).state_dict() for p in (a, b))
+        a, b = (
+            list(RunFolder(tmp_path / (f + phase)).snapshots().values())[-1]
+            for f in ("killed", "whole")
+        )
+        a, b = (weights.load(p).state_dict() for p in (a, b))
         assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 # ---- the commands that the pages print
+
 
 def texts():
     "(where, text) of all that a reader sees: pages, README, and what their cells print."
@@ -190,8 +228,14 @@ def texts():
     yield "data/README.md", (ROOT / "data" / "README.md").read_text()
     for path in sorted((ROOT / "nbs").glob("*.ipynb")):
         for cell in json.loads(path.read_text())["cells"]:
-            shown = "\n".join("".join(o.get("text", o.get("data", {}).get("text/plain", ""))) for o in cell.get("outputs", []))
-            yield path.name, "".join(cell["source"]) * (cell["cell_type"] == "markdown") + "\n" + shown
+            shown = "\n".join(
+                "".join(o.get("text", o.get("data", {}).get("text/plain", "")))
+                for o in cell.get("outputs", [])
+            )
+            yield (
+                path.name,
+                "".join(cell["source"]) * (cell["cell_type"] == "markdown") + "\n" + shown,
+            )
 
 
 def printed():
@@ -205,7 +249,8 @@ def printed():
 
 def planned():
     "Commands that the planner gives over its whole range, each once."
-    from ect_nb import planner
+    from ect_nb.show import planner
+
     found = set()
     for data_set in ("cifar10", "fashion_mnist_20k"):
         for device in ("A100", "T4", "CPU, one core", "RTX 4090"):
@@ -215,17 +260,22 @@ def planned():
 
 
 def carried_out(words, home, tmp_path, monkeypatch, capsys):
-    "Run the command as printed, in a fresh folder, with what keeps it small: (code, words on stderr)."
+    """Run the command as printed, in a fresh folder, with what keeps it small: (code, words on
+    stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ECT_NB_DATA", str(home))
     if not (tmp_path / "data").exists():
         (tmp_path / "data").symlink_to(ROOT / "data")
     a, more = recipes._arguments().parse_args(words), []
     if a.command == "run":
-        recipes._asked(a)                                      # as printed, its settings make a recipe
+        recipes._asked(a)  # as printed, its settings make a recipe
         pictures = home / ("classes" if PRESETS[a.preset].label_dim else "colour")
         own = {s.partition("=")[0] for s in a.set}
-        small = [s for s in ("kimg=0.032", "batch=16", "accumulate=1", *FEW) if s.partition("=")[0] not in own]
+        small = [
+            s
+            for s in ("kimg=0.032", "batch=16", "accumulate=1", *FEW)
+            if s.partition("=")[0] not in own
+        ]
         more = [*SHORT, "--set", *small] + (["--data", pictures] if a.data is None else [])
     if a.command == "sample":
         more = ["--n", 8, "--device", "cpu"]
@@ -237,11 +287,16 @@ def carried_out(words, home, tmp_path, monkeypatch, capsys):
 
 def test_the_pages_print_commands():
     names = {words[0] for _, words in printed()}
-    assert {"run", "sample", "teacher"} <= names and {where for where, _ in printed()} >= {"README.md", "12_cifar10.ipynb"}
+    assert {"run", "sample", "teacher"} <= names and {where for where, _ in printed()} >= {
+        "README.md",
+        "12_cifar10.ipynb",
+    }
     assert len(planned()) > 10
 
 
-@pytest.mark.parametrize("where, words", printed(), ids=lambda v: v if isinstance(v, str) else " ".join(v)[:60])
+@pytest.mark.parametrize(
+    "where, words", printed(), ids=lambda v: v if isinstance(v, str) else " ".join(v)[:60]
+)
 def test_every_command_of_the_pages_works(where, words, home, tmp_path, tiny, monkeypatch, capsys):
     code, err = carried_out(words, home, tmp_path, monkeypatch, capsys)
     assert code == 0, f"{where} prints `{' '.join(words)}`, which says: {err}"
@@ -249,7 +304,7 @@ def test_every_command_of_the_pages_works(where, words, home, tmp_path, tiny, mo
 
 def test_every_command_of_the_planner_works(home, tmp_path, tiny, monkeypatch, capsys):
     for i, command in enumerate(planned()):
-        start, words = command.split("ect_nb.recipes "), None
+        start, words = command.split("ect_nb.training.recipes "), None
         assert start[0] == "python -m "
         words = shlex.split(start[1])
         (tmp_path / f"{i}").mkdir()
@@ -257,7 +312,9 @@ def test_every_command_of_the_planner_works(home, tmp_path, tiny, monkeypatch, c
         assert code == 0, f"the planner prints `{command}`, which says: {err}"
 
 
-def test_a_command_that_needs_a_download_ends_in_the_sentence_that_says_how(home, tmp_path, tiny, monkeypatch, capsys):
+def test_a_command_that_needs_a_download_ends_in_the_sentence_that_says_how(
+    home, tmp_path, tiny, monkeypatch, capsys
+):
     monkeypatch.setenv("ECT_NB_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     for name in ("one_hour", "conditional", "t4"):
@@ -269,8 +326,11 @@ def test_a_command_that_needs_a_download_ends_in_the_sentence_that_says_how(home
     assert code == 2 and "CIFAR-10 was not found" in err and "--root" in err and "load(" not in err
 
     def offline(*a, **k):
-        raise ConnectionError("the address cannot be reached (no network): check the connection and call again")
-    monkeypatch.setattr(checkpoints, "fetch", offline)
+        raise ConnectionError(
+            "the address cannot be reached (no network): check the connection and call again"
+        )
+
+    monkeypatch.setattr(weights, "fetch", offline)
     code, _, err = call(capsys, "teacher", "edm-cifar10-32x32-uncond-vp")
     assert code == 2 and "cannot be reached" in err
 
@@ -290,7 +350,10 @@ def test_the_launcher_takes_what_12_prints():
     found = [l for _, text in texts() for l in re.findall(r"accelerate launch (.*ect_nb.*)", text)]
     assert found
     for line in found:
-        assert launch.launch_command_parser().parse_args(shlex.split(line)).training_script == "ect_nb.recipes"
+        assert (
+            launch.launch_command_parser().parse_args(shlex.split(line)).training_script
+            == "ect_nb.training.recipes"
+        )
 
 
 def test_tools_and_targets_that_the_pages_name_exist_with_their_options():
@@ -310,6 +373,7 @@ def test_tools_and_targets_that_the_pages_name_exist_with_their_options():
 
 # ---- sizes and channels
 
+
 def test_mixed_pictures_are_trained_at_a_size(home, tmp_path, tiny, monkeypatch, capsys):
     args = ("run", "cpu", tmp_path / "run", "--data", home / "mixed", *SHORT, "--set", *FEW)
     code, _, err = call(capsys, *args)
@@ -317,99 +381,235 @@ def test_mixed_pictures_are_trained_at_a_size(home, tmp_path, tiny, monkeypatch,
     code, _, err = call(capsys, *args[:5], "--size", 8, *args[5:])
     assert code == 0, err
     asked = []
-    monkeypatch.setattr(data, "load", lambda *a, **k: asked.append(k) or (_ for _ in ()).throw(ValueError("seen")))
+    monkeypatch.setattr(
+        data, "load", lambda *a, **k: asked.append(k) or (_ for _ in ()).throw(ValueError("seen"))
+    )
     for text, size in (("8x6", (8, 6)), ("8×8", 8), ("12", 12)):
-        assert call(capsys, *args[:5], "--size", text, *args[5:])[0] == 2 and asked[-1]["size"] == size
+        assert (
+            call(capsys, *args[:5], "--size", text, *args[5:])[0] == 2 and asked[-1]["size"] == size
+        )
 
 
-def test_pictures_that_the_network_cannot_take_leave_nothing_behind(home, tmp_path, tiny, monkeypatch, capsys):
+def test_pictures_that_the_network_cannot_take_leave_nothing_behind(
+    home, tmp_path, tiny, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     folded = replace(PRESETS["cpu"], network=TINY | dict(patch=2, channel_mult=(1, 1)))
     monkeypatch.setitem(PRESETS, "cpu", folded)
     args = lambda pictures: ("run", "cpu", "run", "--data", home / pictures, *SHORT, "--set", *FEW)
     code, _, err = call(capsys, *args("grey"))
-    assert code == 2 and re.search("takes pictures of 3 channels, and grey has 1 .*--channels 3", err)
+    assert code == 2 and re.search(
+        "takes pictures of 3 channels, and grey has 1 .*--channels 3", err
+    )
     code, _, err = call(capsys, *args("odd"))
     assert code == 2 and re.search("cannot take pictures of 9 × 9.*--size", err)
-    code, _, err = call(capsys, "run", "conditional", "run", *args("colour")[3:], "--start", home / "edm-cifar10-32x32-cond-vp.pkl")
+    code, _, err = call(
+        capsys,
+        "run",
+        "conditional",
+        "run",
+        *args("colour")[3:],
+        "--start",
+        home / "edm-cifar10-32x32-cond-vp.pkl",
+    )
     assert code == 2 and "is told the class" in err
     assert not list(tmp_path.iterdir())
     for more in ((*args("grey"), "--channels", 3), (*args("odd"), "--size", 8)):
-        assert call(capsys, *more)[0] == 0                              # in the same folder, as the sentences say
+        assert call(capsys, *more)[0] == 0  # in the same folder, as the sentences say
         for folder in ("run", "run-diffusion"):
             __import__("shutil").rmtree(tmp_path / folder)
 
 
 # ---- what goes wrong is said in one sentence
 
-RUN = ("run", "cpu", "{tmp}/run", "--data", "{home}/colour", "--start", "{home}/start.safetensors", "--device", "cpu")
+RUN = (
+    "run",
+    "cpu",
+    "{tmp}/run",
+    "--data",
+    "{home}/colour",
+    "--start",
+    "{home}/start.safetensors",
+    "--device",
+    "cpu",
+)
 WRONG = {
-    "settings": [(RUN + ("--set", s), says) for s, says in (
-        ("lr", "has no value"), ("=3", "no setting"), ("betas=(0.9", "cannot be read"), ("lr=abc", "not a finite number"),
-        ("lr=nan", "not a finite number"), ("lr=1e999", "not a finite number"), ("stages=3", "as in stages=Stages"),
-        ("p_t=3", "as in p_t=LogNormal"), ("p_t=None", "as in p_t"), ("batch=16.0", "whole number"), ("c=x", "finite number"),
-        ("c=nan", "finite number"), ("decay_kimg=nan", "finite number"), ("kimg=10**30", "cannot be read"),
-        ("kimg=1e30", "longest published run"), ("batch=1000000000", "more than 65,536"), ("compile=1", "True or False"),
-        ("warmup_kimg=-1", "negative"), ("seed=-1", "negative"), ("precision=half", "must be one of"),
-        ("mapping=open('x')", "cannot be read"), ("stages=Stages(x=2)", "cannot be read"), ("lr=" + "[" * 400, "cannot be read"),
-        ("lr=" + "9" * 6000, "cannot be read"), ("betas=(2, 3)", "two numbers"), ("optimizer=SGDD", "must be one of"))],
-    "options": [(RUN + more, says) for more, says in (
-        (("--scale", "inf"), "no number above 0"), (("--scale", "0"), "no number above 0"), (("--scale", "-1"), "no number above 0"),
-        (("--scale", "1e20"), "longest published run"), (("--hours", "nan"), "no number above 0"), (("--hours", "0"), "no number above 0"),
-        (("--seed", "-1"), "no whole number from 0"), (("--seed", "1e3"), "no whole number"), (("--every", "0"), "no number above 0"),
-        (("--size", "0"), "no size"), (("--size", "100000"), "no size"), (("--size", "8x"), "no size"), (("--size", "-8"), "expected one|no size"),
-        (("--channels", "2"), "invalid choice"), (("--device", "abacus"), "choose --device"), (("--device", "meta"), "choose --device"),
-        (("--device", "cuda:99"), "choose --device"), (("--device", "cpu:1"), "choose --device"), (("--sped", "3"), "unrecognized"),
-        (("--seed", "1", "--set", "seed=2"), "differ"), (("--set", "lr=1e-3", "--set", "lr=2e-3"), "twice"))],
+    "settings": [
+        (RUN + ("--set", s), says)
+        for s, says in (
+            ("lr", "has no value"),
+            ("=3", "no setting"),
+            ("betas=(0.9", "cannot be read"),
+            ("lr=abc", "not a finite number"),
+            ("lr=nan", "not a finite number"),
+            ("lr=1e999", "not a finite number"),
+            ("stages=3", "as in stages=Stages"),
+            ("p_t=3", "as in p_t=LogNormal"),
+            ("p_t=None", "as in p_t"),
+            ("batch=16.0", "whole number"),
+            ("c=x", "finite number"),
+            ("c=nan", "finite number"),
+            ("decay_kimg=nan", "finite number"),
+            ("kimg=10**30", "cannot be read"),
+            ("kimg=1e30", "longest published run"),
+            ("batch=1000000000", "more than 65,536"),
+            ("compile=1", "True or False"),
+            ("warmup_kimg=-1", "negative"),
+            ("seed=-1", "negative"),
+            ("precision=half", "must be one of"),
+            ("mapping=open('x')", "cannot be read"),
+            ("stages=Stages(x=2)", "cannot be read"),
+            ("lr=" + "[" * 400, "cannot be read"),
+            ("lr=" + "9" * 6000, "cannot be read"),
+            ("betas=(2, 3)", "two numbers"),
+            ("optimizer=SGDD", "must be one of"),
+        )
+    ],
+    "options": [
+        (RUN + more, says)
+        for more, says in (
+            (("--scale", "inf"), "no number above 0"),
+            (("--scale", "0"), "no number above 0"),
+            (("--scale", "-1"), "no number above 0"),
+            (("--scale", "1e20"), "longest published run"),
+            (("--hours", "nan"), "no number above 0"),
+            (("--hours", "0"), "no number above 0"),
+            (("--seed", "-1"), "no whole number from 0"),
+            (("--seed", "1e3"), "no whole number"),
+            (("--every", "0"), "no number above 0"),
+            (("--size", "0"), "no size"),
+            (("--size", "100000"), "no size"),
+            (("--size", "8x"), "no size"),
+            (("--size", "-8"), "expected one|no size"),
+            (("--channels", "2"), "invalid choice"),
+            (("--device", "abacus"), "choose --device"),
+            (("--device", "meta"), "choose --device"),
+            (("--device", "cuda:99"), "choose --device"),
+            (("--device", "cpu:1"), "choose --device"),
+            (("--sped", "3"), "unrecognized"),
+            (("--seed", "1", "--set", "seed=2"), "differ"),
+            (("--set", "lr=1e-3", "--set", "lr=2e-3"), "twice"),
+        )
+    ],
     "places": [
-        (("run", "cpu", "{home}/pipe", *RUN[3:]), "there and no folder|exists"), (("run", "cpu", "/dev/null", *RUN[3:]), "no folder|exists"),
-        (("run", "cpu", "{home}/text.safetensors", *RUN[3:]), "no folder|exists"), (("run", "cpu", "/proc/ect_nb/x", *RUN[3:]), "proc"),
-        (("run", "cpu", "{tmp}/run", "--data", "{home}/pipe"), "neither a set"), (("run", "cpu", "{tmp}/run", "--data", "/dev/zero"), "neither a set"),
-        ((*RUN[:5], "--start", "{home}/pipe"), "is not a file"), ((*RUN[:5], "--start", "{home}"), "is not a file"),
-        ((*RUN[:5], "--start", "{home}/none.safetensors"), "no checkpoint at"), ((*RUN[:5], "--start", "{home}/text.safetensors"), "not a whole safetensors"),
-        ((*RUN[:5], "--start", "{home}/mlp.safetensors"), "cannot take pictures|draws no pictures"), ((*RUN[:5], "--start", "{home}/nan.safetensors"), "NaN")],
-    "commands": [((), "required"), (("fly",), "invalid choice"), (("run", "nope", "x"), "invalid choice"), (("run", "cpu"), "required"),
-        (("teacher", "socrates"), "no teacher is called"), (("sample",), "required")],
-    "samples": [(("sample", "{home}/" + file, "{tmp}/x.npz", "--device", "cpu", *more), says) for file, more, says in (
-        ("mlp.safetensors", (), "draws no pictures"), ("bare.safetensors", (), "without the preconditioning"), ("classifier.safetensors", (), "draws no pictures"),
-        ("nan.safetensors", (), "holds NaN"), ("inf.safetensors", (), "holds NaN or infinity"), ("pipe", (), "is not a file"), ("text.safetensors", (), "not a whole"),
-        ("start.safetensors", ("--times", "1", "80"), "must be positive and fall"), ("start.safetensors", ("--times", "inf"), "must be positive"),
-        ("start.safetensors", ("--times", "80", "nan"), "must be positive"), ("start.safetensors", ("--times", "80", "-1"), "must be positive"),
-        ("start.safetensors", ("--times", "80", "80"), "must be positive and fall"), ("start.safetensors", ("--n", "0"), "no whole number from 1"),
-        ("start.safetensors", ("--n", "1000000000000"), "GB"), ("start.safetensors", ("--batch", "0"), "no whole number"), ("start.safetensors", ("--seed", "x"), "no whole number"))]
-    + [(("sample", "{home}/start.safetensors", place, "--n", "4", "--device", "cpu"), "no file") for place in ("{home}", "{home}/pipe", "/dev/null")],
+        (("run", "cpu", "{home}/pipe", *RUN[3:]), "there and no folder|exists"),
+        (("run", "cpu", "/dev/null", *RUN[3:]), "no folder|exists"),
+        (("run", "cpu", "{home}/text.safetensors", *RUN[3:]), "no folder|exists"),
+        (("run", "cpu", "/proc/ect_nb/x", *RUN[3:]), "proc"),
+        (("run", "cpu", "{tmp}/run", "--data", "{home}/pipe"), "neither a set"),
+        (("run", "cpu", "{tmp}/run", "--data", "/dev/zero"), "neither a set"),
+        ((*RUN[:5], "--start", "{home}/pipe"), "is not a file"),
+        ((*RUN[:5], "--start", "{home}"), "is not a file"),
+        ((*RUN[:5], "--start", "{home}/none.safetensors"), "no checkpoint at"),
+        ((*RUN[:5], "--start", "{home}/text.safetensors"), "not a whole safetensors"),
+        ((*RUN[:5], "--start", "{home}/mlp.safetensors"), "cannot take pictures|draws no pictures"),
+        ((*RUN[:5], "--start", "{home}/nan.safetensors"), "NaN"),
+    ],
+    "commands": [
+        ((), "required"),
+        (("fly",), "invalid choice"),
+        (("run", "nope", "x"), "invalid choice"),
+        (("run", "cpu"), "required"),
+        (("teacher", "socrates"), "no teacher is called"),
+        (("sample",), "required"),
+    ],
+    "samples": (
+        [
+            (("sample", "{home}/" + file, "{tmp}/x.npz", "--device", "cpu", *more), says)
+            for file, more, says in (
+                ("mlp.safetensors", (), "draws no pictures"),
+                ("bare.safetensors", (), "without the preconditioning"),
+                ("classifier.safetensors", (), "draws no pictures"),
+                ("nan.safetensors", (), "holds NaN"),
+                ("inf.safetensors", (), "holds NaN or infinity"),
+                ("pipe", (), "is not a file"),
+                ("text.safetensors", (), "not a whole"),
+                ("start.safetensors", ("--times", "1", "80"), "must be positive and fall"),
+                ("start.safetensors", ("--times", "inf"), "must be positive"),
+                ("start.safetensors", ("--times", "80", "nan"), "must be positive"),
+                ("start.safetensors", ("--times", "80", "-1"), "must be positive"),
+                ("start.safetensors", ("--times", "80", "80"), "must be positive and fall"),
+                ("start.safetensors", ("--n", "0"), "no whole number from 1"),
+                ("start.safetensors", ("--n", "1000000000000"), "GB"),
+                ("start.safetensors", ("--batch", "0"), "no whole number"),
+                ("start.safetensors", ("--seed", "x"), "no whole number"),
+            )
+        ]
+        + [
+            (
+                ("sample", "{home}/start.safetensors", place, "--n", "4", "--device", "cpu"),
+                "no file",
+            )
+            for place in ("{home}", "{home}/pipe", "/dev/null")
+        ]
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_whatever_is_wrong_ends_in_one_sentence_and_leaves_nothing_behind(kind, home, tmp_path, tiny, capsys, monkeypatch):
+def test_whatever_is_wrong_ends_in_one_sentence_and_leaves_nothing_behind(
+    kind, home, tmp_path, tiny, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     for args, says in WRONG[kind]:
         code, _, err = call(capsys, *(a.format(tmp=tmp_path, home=home) for a in args))
         said = [l for l in err.strip().split("\r")[-1].splitlines() if l.strip()]
         assert code == 2 and said and said[-1].startswith("ect_nb: "), (args, err)
-        assert re.search(says, said[-1]) and "Traceback" not in err and len(said[-1]) < 700, (args, said)
+        assert re.search(says, said[-1]) and "Traceback" not in err and len(said[-1]) < 700, (
+            args,
+            said,
+        )
         assert not list(tmp_path.iterdir()), args
     assert Path("/dev/null").is_char_device()
 
 
-@pytest.mark.parametrize("error", [KeyError("a"), AttributeError("b"), ZeroDivisionError(), RecursionError("deep"), MemoryError(), TypeError("c"),
-    OSError(28, "No space left on device", "x"), PermissionError(13, "Permission denied", "y"), EOFError(), UnicodeDecodeError("utf8", b"x", 0, 1, "bad"),
-    RuntimeError("many\nlines\n" * 300), FloatingPointError("the loss is not a number: use precision='float32'"), AssertionError()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("a"),
+        AttributeError("b"),
+        ZeroDivisionError(),
+        RecursionError("deep"),
+        MemoryError(),
+        TypeError("c"),
+        OSError(28, "No space left on device", "x"),
+        PermissionError(13, "Permission denied", "y"),
+        EOFError(),
+        UnicodeDecodeError("utf8", b"x", 0, 1, "bad"),
+        RuntimeError("many\nlines\n" * 300),
+        FloatingPointError("the loss is not a number: use precision='float32'"),
+        AssertionError(),
+    ],
+    ids=lambda e: type(e).__name__,
+)
 def test_an_error_from_anywhere_becomes_a_sentence(error, monkeypatch, capsys):
     def fails(*a, **k):
         raise error
+
     monkeypatch.setattr(data, "load", fails)
     args = ("run", "cpu", "x", "--device", "cpu")
     code, _, err = call(capsys, *args)
-    assert code == 2 and err.startswith("ect_nb: ") and err.count("\n") == 1 and 15 < len(err) < 800 and "precision='" not in err
+    assert (
+        code == 2
+        and err.startswith("ect_nb: ")
+        and err.count("\n") == 1
+        and 15 < len(err) < 800
+        and "precision='" not in err
+    )
     monkeypatch.setenv("ECT_NB_DEBUG", "1")
     with pytest.raises(type(error)):
         main(list(args))
 
 
-def test_a_full_disk_and_a_second_copy_of_the_command_are_said(home, tmp_path, tiny, monkeypatch, capsys):
-    args = [a.format(tmp=tmp_path, home=home) for a in RUN] + ["--set", "kimg=0.032", "batch=16", *FEW]
+def test_a_full_disk_and_a_second_copy_of_the_command_are_said(
+    home, tmp_path, tiny, monkeypatch, capsys
+):
+    args = [a.format(tmp=tmp_path, home=home) for a in RUN] + [
+        "--set",
+        "kimg=0.032",
+        "batch=16",
+        *FEW,
+    ]
     (tmp_path / "run").mkdir()
     with runs.lock(RunFolder(tmp_path / "run")):
         code, _, err = call(capsys, *args)
@@ -417,7 +617,8 @@ def test_a_full_disk_and_a_second_copy_of_the_command_are_said(home, tmp_path, t
 
     def full(path, content):
         raise OSError(28, "No space left on device", str(path))
-    monkeypatch.setattr(checkpoints, "write_atomically", full)
+
+    monkeypatch.setattr(weights, "write_atomically", full)
     code, _, err = call(capsys, *args)
     assert code == 2 and re.search("No space|make room", err)
     monkeypatch.undo()
@@ -427,8 +628,10 @@ def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch):
     class Closed:
         def write(self, text):
             raise BrokenPipeError
+
         def flush(self):
             raise BrokenPipeError
+
     monkeypatch.setattr(sys, "stdout", Closed())
     assert main(["list"]) == 0
 
@@ -438,27 +641,63 @@ def test_a_seed_set_as_a_setting_is_the_seed(home, tmp_path, tiny, capsys):
     for folder, more in (("set", ("seed=5",)), ("option", ("--seed", "5")), ("other", ("seed=6",))):
         assert call(capsys, "run", "cpu", tmp_path / folder, *common, *more)[0] == 0
     config = {f: RunFolder(tmp_path / f).config() for f in ("set", "option", "other")}
-    assert config["set"]["config"]["seed"] == 5 and config["set"]["init"] == config["option"]["init"] != config["other"]["init"]
+    assert (
+        config["set"]["config"]["seed"] == 5
+        and config["set"]["init"] == config["option"]["init"] != config["other"]["init"]
+    )
 
 
 # ---- sentences that the shell can print name what the shell has
 
+
 def raised():
-    "Every text of an error in the modules that a command can reach, f-strings with … for what they fill in."
-    for module in ("recipes", "data", "checkpoints", "training", "runs", "engine", "bulk", "sampling", "diffusion", "networks", "schedules", "pickles", "processes"):
+    """Every text of an error in the modules that a command can reach, f-strings with … for what
+    they fill in."""
+    for module in (
+        "recipes",
+        "data",
+        "checkpoints",
+        "training",
+        "runs",
+        "engine",
+        "bulk",
+        "sampling",
+        "diffusion",
+        "networks",
+        "schedules",
+        "pickles",
+        "processes",
+    ):
         for node in ast.walk(ast.parse((ROOT / "ect_nb" / f"{module}.py").read_text())):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
                 parts = [p for a in node.exc.args for p in ast.walk(a)]
-                text = "".join(p.value for p in parts if isinstance(p, ast.Constant) and isinstance(p.value, str))
+                text = "".join(
+                    p.value
+                    for p in parts
+                    if isinstance(p, ast.Constant) and isinstance(p.value, str)
+                )
                 if text:
                     yield module, text
 
 
 def test_no_sentence_advises_in_python():
     "Arguments of the functions that a command calls become options or settings of the command."
-    reached = [data.load, training.train, checkpoints.load, recipes.run]
-    names = {n for f in reached for n in inspect.signature(f).parameters} | set(training.Config.__dataclass_fields__)
-    names -= {"name", "model", "config", "data", "path", "preset", "split", "into", "accelerator", "folder"}
+    reached = [data.load, loop.train, weights.load, recipes.run]
+    names = {n for f in reached for n in inspect.signature(f).parameters} | set(
+        loop.Config.__dataclass_fields__
+    )
+    names -= {
+        "name",
+        "model",
+        "config",
+        "data",
+        "path",
+        "preset",
+        "split",
+        "into",
+        "accelerator",
+        "folder",
+    }
     found = list(raised())
     assert len(found) > 60
     for module, text in found:
@@ -467,35 +706,74 @@ def test_no_sentence_advises_in_python():
             assert name not in names, f"{module}: {said}"
 
 
-@pytest.mark.parametrize("python, shell", [
-    ("give size= to crop and resize all to one square.", "give --size to crop and resize all to one square."),
-    ("then load('cifar10', root=root); a folder, load('path/to/pictures'), does", "then --data cifar10 --root FOLDER; a folder, --data path/to/pictures, does"),
-    ("pass device='cpu', or check", "pass --device cpu, or check"), ("use a smaller lr or precision='float32'; what", "use a smaller lr or --set precision=float32; what"),
-    ("use compile=False", "use --set compile=False"), ("as in stages=Stages(start=0)", "as in stages=Stages(start=0)"),
-    ("--set lr=3 is negative", "--set lr=3 is negative"), ("its x=3 is not ours", "its x=3 is not ours")])
+@pytest.mark.parametrize(
+    "python, shell",
+    [
+        (
+            "give size= to crop and resize all to one square.",
+            "give --size to crop and resize all to one square.",
+        ),
+        (
+            "then load('cifar10', root=root); a folder, load('path/to/pictures'), does",
+            "then --data cifar10 --root FOLDER; a folder, --data path/to/pictures, does",
+        ),
+        ("pass device='cpu', or check", "pass --device cpu, or check"),
+        (
+            "use a smaller lr or precision='float32'; what",
+            "use a smaller lr or --set precision=float32; what",
+        ),
+        ("use compile=False", "use --set compile=False"),
+        ("as in stages=Stages(start=0)", "as in stages=Stages(start=0)"),
+        ("--set lr=3 is negative", "--set lr=3 is negative"),
+        ("its x=3 is not ours", "its x=3 is not ours"),
+    ],
+)
 def test_advice_is_translated(python, shell):
     assert in_shell(python) == shell
 
 
 # ---- sampling from the shell
 
+
 def test_samples_have_the_size_that_was_trained(home, tmp_path, monkeypatch, capsys):
-    model, path = checkpoints.load(home / "start.safetensors"), home / "start.safetensors"
-    drawn = lambda *more: (call(capsys, "sample", path, tmp_path / "x.npz", "--n", 5, "--device", "cpu", *more)[0], np.load(tmp_path / "x.npz")["arr_0"])
+    model, path = weights.load(home / "start.safetensors"), home / "start.safetensors"
+    drawn = lambda *more: (
+        call(capsys, "sample", path, tmp_path / "x.npz", "--n", 5, "--device", "cpu", *more)[0],
+        np.load(tmp_path / "x.npz")["arr_0"],
+    )
     assert drawn()[1].shape == (5, 8, 8, 3)
     assert drawn("--size", "6x10")[1].shape == (5, 6, 10, 3)
-    about = checkpoints.header(path)
+    about = weights.header(path)
     for where in ("top", "model", "provenance"):
-        told = about | dict(shape=[3, 12, 4]) if where == "top" else about | {where: dict(about[where] or {}, shape=[3, 12, 4])}
-        monkeypatch.setattr(checkpoints, "header", lambda p, told=told: told)
-        monkeypatch.setattr(checkpoints, "load", lambda p: model)
+        told = (
+            about | dict(shape=[3, 12, 4])
+            if where == "top"
+            else about | {where: dict(about[where] or {}, shape=[3, 12, 4])}
+        )
+        monkeypatch.setattr(weights, "header", lambda p, told=told: told)
+        monkeypatch.setattr(weights, "load", lambda p: model)
         assert drawn()[1].shape == (5, 12, 4, 3)
 
 
-def test_a_conditional_teacher_is_told_a_class_for_each_picture_whatever_the_batch(home, tmp_path, capsys):
+def test_a_conditional_teacher_is_told_a_class_for_each_picture_whatever_the_batch(
+    home, tmp_path, capsys
+):
     teacher = home / "edm-cifar10-32x32-cond-vp.pkl"
     for batch in (32, 64):
-        code, _, err = call(capsys, "sample", teacher, tmp_path / f"{batch}.npz", "--n", 70, "--batch", batch, "--times", 80, "--device", "cpu")
+        code, _, err = call(
+            capsys,
+            "sample",
+            teacher,
+            tmp_path / f"{batch}.npz",
+            "--n",
+            70,
+            "--batch",
+            batch,
+            "--times",
+            80,
+            "--device",
+            "cpu",
+        )
         assert code == 0, err
     a, b = (np.load(tmp_path / f"{n}.npz")["arr_0"].astype(int) for n in (32, 64))
     assert abs(a - b).max() <= 1 and not list(tmp_path.glob(".*"))

@@ -1,31 +1,47 @@
-"""The exercises of the lessons: every check turns the stub away, accepts the solution, and names the usual slips.
+"""The exercises of the lessons: every check turns the stub away, accepts the solution, and names
+the usual slips.
 
-The slips of a lesson stand in slips/NN.toml: `exercise` (the check), `old` and `new` (what is changed in the solution), `also` (more such pairs),
-`says` (words its sentence must hold); the tables `right` are other right answers."""
+The slips of a lesson stand in slips/NN.toml: `exercise` (the check), `old` and `new` (what is
+changed in the solution), `also` (more such pairs), `says` (words its sentence must hold); the
+tables `right` are other right answers."""
+
 import ast, importlib, json, re, sys, tomllib
 from pathlib import Path
 import pytest, torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT/"tools"))
+sys.path.insert(0, str(ROOT / "tools"))
 import exercises as source
 
-def lessons():
-    for path in sorted((ROOT/"nbs").glob("0[1-7]_*.ipynb")): yield path, json.loads(path.read_text())
 
-ALL = [pytest.param(path, nb, e, id=f"{path.stem[:2]}-{e.check}") for path, nb in lessons() for e in source.exercises(nb)]
+def lessons():
+    for path in sorted((ROOT / "nbs").glob("0[1-7]_*.ipynb")):
+        yield path, json.loads(path.read_text())
+
+
+ALL = [
+    pytest.param(path, nb, e, id=f"{path.stem[:2]}-{e.check}")
+    for path, nb in lessons()
+    for e in source.exercises(nb)
+]
+
 
 def slips_of(path, kind="slip"):
-    file = ROOT/"tests"/"slips"/f"{path.stem[:2]}.toml"
+    file = ROOT / "tests" / "slips" / f"{path.stem[:2]}.toml"
     return tomllib.loads(file.read_text()).get(kind, []) if file.exists() else []
+
 
 def params(kind):
     return [
         pytest.param(path, nb, e, slip, id=f"{path.stem[:2]}-{e.check}-{i}")
-        for path, nb in lessons() for e in source.exercises(nb)
-        for i, slip in enumerate(s for s in slips_of(path, kind) if s["exercise"] == e.check)]
+        for path, nb in lessons()
+        for e in source.exercises(nb)
+        for i, slip in enumerate(s for s in slips_of(path, kind) if s["exercise"] == e.check)
+    ]
+
 
 SLIPS, RIGHT = params("slip"), params("right")
+
 
 def changed(e, slip):
     "The solution with what `slip` changes in it."
@@ -35,16 +51,25 @@ def changed(e, slip):
         text = text.replace(old, new)
     return text
 
+
 def names(nb):
     "What an answer may use: what the page imports, and what its module exports."
     space = {}
     for cell in nb["cells"]:
         text = "".join(cell["source"])
-        if cell["cell_type"] != "code" or re.search(r"^\s*[!%]", text, re.M): continue
+        if cell["cell_type"] != "code" or re.search(r"^\s*[!%]", text, re.M):
+            continue
         for node in ast.parse(text).body:
-            if isinstance(node, (ast.Import, ast.ImportFrom)): exec(ast.unparse(node), space)
-        if m := re.search(r"^#\| default_exp (\w+)", text, re.M): space |= {k: v for k, v in vars(importlib.import_module(f"ect_nb.{m[1]}")).items() if not k.startswith("__")}
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                exec(ast.unparse(node), space)
+        if m := re.search(r"^#\| default_exp (\w+)", text, re.M):
+            space |= {
+                k: v
+                for k, v in vars(importlib.import_module(f"ect_nb.{m[1]}")).items()
+                if not k.startswith("__")
+            }
     return space
+
 
 def verdict(nb, e, answer_source):
     "What the check says of an answer in source form."
@@ -52,45 +77,66 @@ def verdict(nb, e, answer_source):
     exec(answer_source, space)
     return space[e.check](space[e.answer])
 
+
 @pytest.mark.parametrize("path, nb, e", ALL)
 def test_the_stub_is_not_accepted_and_the_solution_is(path, nb, e):
     assert verdict(nb, e, e.stub).startswith("○")
     said = verdict(nb, e, e.solution)
     assert said.startswith("✓"), said
 
+
 @pytest.mark.parametrize("path, nb, e", ALL)
 def test_whatever_is_handed_in_gets_a_sentence(path, nb, e):
     judge = names(nb)[e.check]
-    def broken(*a, **k): raise KeyError("oops")
+
+    def broken(*a, **k):
+        raise KeyError("oops")
+
     nan = torch.tensor(float("nan"))
-    for answer in (broken, lambda *a, **k: "text", lambda *a, **k: nan, lambda *a, **k: torch.zeros(7, 3, 5), lambda *a, **k: (nan, nan), lambda: 1.0, 3, "text"):
+    for answer in (
+        broken,
+        lambda *a, **k: "text",
+        lambda *a, **k: nan,
+        lambda *a, **k: torch.zeros(7, 3, 5),
+        lambda *a, **k: (nan, nan),
+        lambda: 1.0,
+        3,
+        "text",
+    ):
         said = judge(answer)
         assert said[0] in "✗○" and len(said) > 20 and "\n" not in said.strip(), said
+
 
 @pytest.mark.parametrize("path, nb, e, slip", SLIPS)
 def test_a_usual_slip_is_named(path, nb, e, slip):
     said = verdict(nb, e, changed(e, slip))
     assert said.startswith("✗") and re.search(slip["says"], said), said
 
+
 @pytest.mark.parametrize("path, nb, e, other", RIGHT)
 def test_another_right_answer_is_accepted(path, nb, e, other):
     said = verdict(nb, e, changed(e, other))
     assert said.startswith("✓"), said
+
 
 def test_every_exercise_of_a_lesson_has_a_slip():
     for path, nb in lessons():
         found = {s["exercise"] for s in slips_of(path)}
         assert found == {e.check for e in source.exercises(nb)}, path.name
 
+
 def raising(error):
     """An answer that raises `error`."""
+
     def answer(*a, **k):
         raise error
 
     return answer
 
+
 class Beyond(BaseException):
     """An error that is no Exception."""
+
 
 @pytest.mark.parametrize(
     "error, says",
@@ -110,15 +156,18 @@ def test_whatever_an_answer_raises_becomes_one_line(error, says):
     assert said.startswith("✗") and re.search(says, said), said
     assert "\n" not in said and len(said) < 400
 
+
 def test_an_interrupt_is_not_swallowed_by_a_check():
     nb = next(lessons())[1]
     for e in source.exercises(nb):
         with pytest.raises(KeyboardInterrupt):
             names(nb)[e.check](raising(KeyboardInterrupt()))
 
+
 @pytest.mark.parametrize("path, nb, e", ALL)
 def test_an_answer_that_leaves_python_does_not_end_the_page(path, nb, e):
     assert "leaves Python" in names(nb)[e.check](raising(SystemExit()))
+
 
 GRIDS = {
     **{
@@ -134,6 +183,7 @@ STEPS = {
     "x + (r - s) * (x - D) / s": "^✓",
 }
 
+
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("step", STEPS)
 def test_the_slip_of_a_walk_is_named_on_whatever_grid_it_is_made(grid, step):
@@ -148,6 +198,7 @@ def test_the_slip_of_a_walk_is_named_on_whatever_grid_it_is_made(grid, step):
         "    return torch.cdist(x, data).argmin(1)"
     )
     assert re.search(STEPS[step], verdict(nb, e, body))
+
 
 def test_other_right_answers_of_01_are_accepted():
     nb = next(lessons())[1]
@@ -171,28 +222,54 @@ def test_other_right_answers_of_01_are_accepted():
     for e, answer in ((spread, by_parts), (variance, by_differences), (ends, by_heun)):
         assert verdict(nb, e, answer).startswith("✓"), verdict(nb, e, answer)
 
+
 # The tool
 
-def notebook(solution="def f(x):\n    \"Half.\"\n    return x / 2", answer="def f(x):\n    \"Half.\"\n    ..."):
-    text = f"### Exercise ★ · Half\nHalve it.\n\n<details><summary>Hint 1</summary>\n\nDivide.\n</details>\n\n<details><summary>Solution</summary>\n\n```python\n{solution}\n```\n</details>"
-    return dict(cells=[dict(cell_type="markdown", source=text), dict(cell_type="code", source=answer, outputs=[]), dict(cell_type="code", source="print(check_f(f))", outputs=["○"])])
+
+def notebook(
+    solution='def f(x):\n    "Half."\n    return x / 2', answer='def f(x):\n    "Half."\n    ...'
+):
+    text = (
+        "### Exercise ★ · Half\nHalve it.\n\n<details><summary>Hint"
+        f" 1</summary>\n\nDivide.\n</details>\n\n<details><summary>Solution</summary>\n\n```python\n{solution}\n```\n</details>"
+    )
+    return dict(
+        cells=[
+            dict(cell_type="markdown", source=text),
+            dict(cell_type="code", source=answer, outputs=[]),
+            dict(cell_type="code", source="print(check_f(f))", outputs=["○"]),
+        ]
+    )
+
 
 def test_a_stub_keeps_signature_and_docstring_only():
-    assert source.stub('import math\n\ndef f(x, y=2):\n    """One.\n\n    Two."""\n    z = x\n    return z\n\ndef g(\n    a,\n):\n    return a') == \
-        'import math\n\ndef f(x, y=2):\n    """One.\n\n    Two."""\n    ...\n\ndef g(\n    a,\n):\n    ...'
+    assert (
+        source.stub(
+            'import math\n\ndef f(x, y=2):\n    """One.\n\n    Two."""\n    z = x\n    return'
+            " z\n\ndef g(\n    a,\n):\n    return a"
+        )
+        == 'import math\n\ndef f(x, y=2):\n    """One.\n\n    Two."""\n    ...\n\ndef g(\n   '
+        " a,\n):\n    ..."
+    )
+
 
 def test_student_and_teacher_copies_come_from_the_one_source():
     nb = notebook()
     student, teacher = source.student(nb), source.teacher(nb)
     assert "return x / 2" not in json.dumps(student) and "Hint 1" in json.dumps(student)
-    assert teacher["cells"][1]["source"] == 'def f(x):\n    "Half."\n    return x / 2' and teacher["cells"][2]["outputs"] == []
-    assert "Solution" in nb["cells"][0]["source"]                                     # the source itself is untouched
+    assert (
+        teacher["cells"][1]["source"] == 'def f(x):\n    "Half."\n    return x / 2'
+        and teacher["cells"][2]["outputs"] == []
+    )
+    assert "Solution" in nb["cells"][0]["source"]  # the source itself is untouched
+
 
 def statements(code):
     """The lines of a function that say something, without those that any answer would hold."""
     common = ("def ", '"', "import ", "for ", "with torch.no_grad():")
     lines = {line.strip() for line in code.splitlines()}
     return {s for s in lines if len(s) >= 12 and not s.startswith(common)}
+
 
 @pytest.mark.parametrize("path, nb, e", ALL)
 def test_no_statement_of_a_solution_stands_in_the_code_of_a_student(path, nb, e):
@@ -201,19 +278,37 @@ def test_no_statement_of_a_solution_stands_in_the_code_of_a_student(path, nb, e)
     assert f"def {e.check}" not in code and f"print({e.check}(" in code
     assert not [s for s in statements(e.solution) - statements(e.stub) if s in code]
 
+
 def test_a_stub_that_drifted_is_seen_and_renewed():
     nb = notebook(answer="def f(x): ...")
     assert not next(source.exercises(nb)).ready and next(source.exercises(source.renew(nb))).ready
 
-@pytest.mark.parametrize("change, says", [(("Solution</summary>", "Answer</summary>"), "no block"), (("### Exercise", "### Exercise"), None)])
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (("Solution</summary>", "Answer</summary>"), "no block"),
+        (("### Exercise", "### Exercise"), None),
+    ],
+)
 def test_an_exercise_that_is_not_whole_is_a_sentence(change, says):
-    nb = notebook(); nb["cells"][0]["source"] = nb["cells"][0]["source"].replace(*change)
-    if says is None: nb["cells"].pop(); says = "print"
-    with pytest.raises(ValueError, match=says): list(source.exercises(nb))
+    nb = notebook()
+    nb["cells"][0]["source"] = nb["cells"][0]["source"].replace(*change)
+    if says is None:
+        nb["cells"].pop()
+        says = "print"
+    with pytest.raises(ValueError, match=says):
+        list(source.exercises(nb))
+
 
 def test_copies_for_a_class_are_written_whole_and_never_over_anything(tmp_path, capsys):
-    source.main("class", str(tmp_path/"class"))
+    source.main("class", str(tmp_path / "class"))
     for path, nb in lessons():
-        for kind in ("student", "teacher"): assert (tmp_path/"class"/kind/path.name).exists()
-        assert "<summary>Solution</summary>" not in (tmp_path/"class"/"student"/path.name).read_text()
-    with pytest.raises(SystemExit, match="nothing of yours is overwritten"): source.main("class", str(tmp_path/"class"))
+        for kind in ("student", "teacher"):
+            assert (tmp_path / "class" / kind / path.name).exists()
+        assert (
+            "<summary>Solution</summary>"
+            not in (tmp_path / "class" / "student" / path.name).read_text()
+        )
+    with pytest.raises(SystemExit, match="nothing of yours is overwritten"):
+        source.main("class", str(tmp_path / "class"))

@@ -1,6 +1,10 @@
-"""Gates: what must hold of the form of notebooks, package and files. One function each; it yields a sentence for every offence.
+"""Gates: what must hold of the form of notebooks, package and files.
 
-`python tools/gates.py` runs them all on this repository and ends with 1 if any has something to say."""
+One function each; it yields a sentence for every offence.
+
+`python tools/gates.py` runs them all on this repository and ends with 1 if any has something to
+say."""
+
 import ast, filecmp, json, re, shutil, subprocess, sys, tempfile, tomllib
 from pathlib import Path
 from IPython.core.inputtransformer2 import TransformerManager
@@ -8,82 +12,159 @@ from packaging.requirements import Requirement
 import address as addresses, exercises, readme, settings
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = [["analytic", "schedules", "networks", "data"], ["diffusion", "losses", "pickles"], ["consistency", "sampling", "checkpoints"],
-          ["features", "bulk"], ["metrics", "runs", "engine", "processes"], ["training"], ["recipes", "atlas", "sweeps", "panels"], ["tradeoff", "live"], ["planner"], ["explore", "relatives", "exercises"]]   # lowest first; within a layer nobody imports a neighbour
-HEAVY = {"torchvision", "plotly", "cleanfid", "matplotlib", "IPython", "ipywidgets", "scipy", "jupyterlab", "nbdev"}
+LAYERS = [
+    ["analytic", "schedules", "networks", "data"],
+    ["diffusion", "losses", "pickles"],
+    ["consistency", "sampling", "checkpoints"],
+    ["features", "bulk"],
+    ["metrics", "runs", "engine", "processes"],
+    ["training"],
+    ["recipes", "atlas", "sweeps", "panels"],
+    ["tradeoff", "live"],
+    ["planner"],
+    ["explore", "relatives", "exercises"],
+]  # lowest first; within a layer nobody imports a neighbour
+HEAVY = {
+    "torchvision",
+    "plotly",
+    "cleanfid",
+    "matplotlib",
+    "IPython",
+    "ipywidgets",
+    "scipy",
+    "jupyterlab",
+    "nbdev",
+}
 
 # What the gates read
 
+
 def notebooks(root, pattern="[!._]*.ipynb"):
     "(name, notebook) of all notebooks, or of the lessons with `pattern` '[0-9]*.ipynb'."
-    for path in sorted((root/"nbs").glob(pattern)): yield f"nbs/{path.name}", json.loads(path.read_text())
+    for path in sorted((root / "nbs").glob(pattern)):
+        yield f"nbs/{path.name}", json.loads(path.read_text())
 
-def cells(nb, kind): return [(i, "".join(c["source"]), c) for i, c in enumerate(nb["cells"]) if c["cell_type"] == kind]
+
+def cells(nb, kind):
+    return [
+        (i, "".join(c["source"]), c) for i, c in enumerate(nb["cells"]) if c["cell_type"] == kind
+    ]
+
 
 def outputs(nb):
     for i, _, cell in cells(nb, "code"):
-        for out in cell["outputs"]: yield i, out
+        for out in cell["outputs"]:
+            yield i, out
+
 
 def statements(source):
     "Top-level statements of a cell, magics and shell lines left out."
     body = ast.parse(TransformerManager().transform_cell(source)).body
     return [s for s in body if not ast.unparse(s).startswith("get_ipython()")]
 
+
 def crowded(source):
     "Whether two statements of a cell share a line."
-    bodies = [node.body for node in ast.walk(ast.parse(TransformerManager().transform_cell(source))) if isinstance(getattr(node, "body", None), list)]
+    bodies = [
+        node.body
+        for node in ast.walk(ast.parse(TransformerManager().transform_cell(source)))
+        if isinstance(getattr(node, "body", None), list)
+    ]
     return any(a.end_lineno == b.lineno for body in bodies for a, b in zip(body, body[1:]))
 
-def is_import(node): return isinstance(node, (ast.Import, ast.ImportFrom))
+
+def is_import(node):
+    return isinstance(node, (ast.Import, ast.ImportFrom))
+
 
 def imported(node):
-    "Dotted names that an import statement of the package refers to, `ect_nb.x` for `from .x` and `from . import x`."
-    if isinstance(node, ast.Import): return [a.name for a in node.names]
+    """Dotted names that an import statement of the package refers to, `ect_nb.x` for `from .x` and
+    `from . import x`."""
+    if isinstance(node, ast.Import):
+        return [a.name for a in node.names]
     module = "ect_nb" + "." * bool(node.module) + (node.module or "") if node.level else node.module
     return [f"ect_nb.{a.name}" for a in node.names] if module == "ect_nb" else [module]
 
-def modules(root): return {p.stem: ast.parse(p.read_text()) for p in sorted((root/"ect_nb").glob("[!_]*.py"))}
+
+def modules(root):
+    return {p.stem: ast.parse(p.read_text()) for p in sorted((root / "ect_nb").glob("[!_]*.py"))}
+
 
 def tracked(root):
     "Files that git tracks or would add; without git, all outside hidden folders."
-    git = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True, text=True)
-    if git.returncode == 0: return [root/f for f in sorted(set(git.stdout.splitlines())) if (root/f).is_file()]
-    return [p for p in sorted(root.rglob("*")) if p.is_file() and not re.search(r"/(\.venv|\.git|out|runs|__pycache__|[^/]*\.egg-info)/", str(p))]
+    git = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True, text=True
+    )
+    if git.returncode == 0:
+        return [root / f for f in sorted(set(git.stdout.splitlines())) if (root / f).is_file()]
+    return [
+        p
+        for p in sorted(root.rglob("*"))
+        if p.is_file()
+        and not re.search(r"/(\.venv|\.git|out|runs|__pycache__|[^/]*\.egg-info)/", str(p))
+    ]
+
 
 # The gates
 
+
 def settings_ini(root):
     "settings.ini says what pyproject.toml says"
-    path = root/"settings.ini"
-    if not path.exists() or path.read_text() != settings.text(root): yield "settings.ini differs from pyproject.toml: run make sync."
+    path = root / "settings.ini"
+    if not path.exists() or path.read_text() != settings.text(root):
+        yield "settings.ini differs from pyproject.toml: run make sync."
+
 
 def address(root):
     "the repository's address is the one in pyproject.toml"
     for path in addresses.sources(root):
         text = path.read_text()
-        if addresses.rewrite(text, *addresses.address(root)) != text: yield f"{path.relative_to(root)} names another address than [project.urls] Repository: run make sync."
+        if addresses.rewrite(text, *addresses.address(root)) != text:
+            yield (
+                f"{path.relative_to(root)} names another address than [project.urls] Repository:"
+                " run make sync."
+            )
+
 
 def readme_current(root):
     "README.md is made from nbs/index.ipynb, and every file it shows or links to exists"
     for path, content in readme.render(root).items():
-        if not (root/path).exists() or (root/path).read_bytes() != content: yield f"{path} differs from nbs/index.ipynb: run make sync."
+        if not (root / path).exists() or (root / path).read_bytes() != content:
+            yield f"{path} differs from nbs/index.ipynb: run make sync."
     text = readme.render(root)["README.md"].decode()
-    if not text.startswith("!["): yield "nbs/index.ipynb does not start with a picture: put one at its very top."
+    if not text.startswith("!["):
+        yield "nbs/index.ipynb does not start with a picture: put one at its very top."
     for link in re.findall(r"\]\(([^)\s#]+)|src=\"([^\"]+)", text):
         link = "".join(link)
-        if not re.match(r"\w+:", link) and not (root/link).exists(): yield f"README.md refers to {link}, which does not exist: mend the link in nbs/index.ipynb or make the file."
+        if not re.match(r"\w+:", link) and not (root / link).exists():
+            yield (
+                f"README.md refers to {link}, which does not exist: mend the link in"
+                " nbs/index.ipynb or make the file."
+            )
+
 
 def lock(root):
     "requirements.lock has names, versions and markers only, and fits pyproject.toml"
     pins = {}
-    for line in (root/"requirements.lock").read_text().splitlines():
+    for line in (root / "requirements.lock").read_text().splitlines():
         m = re.fullmatch(r"([\w.-]+)==([\w.]+)( ; [\w.<>=!' ()]+)?", line)
-        if m: pins.setdefault(re.sub(r"[-_.]+", "-", m[1]).lower(), []).append(m[2])
-        else: yield f"requirements.lock has the line {line[:60]!r}, which is no name==version ; marker: run make lock."
-    project = tomllib.loads((root/"pyproject.toml").read_text())["project"]
-    for need in map(Requirement, project["dependencies"] + sum(project["optional-dependencies"].values(), [])):
+        if m:
+            pins.setdefault(re.sub(r"[-_.]+", "-", m[1]).lower(), []).append(m[2])
+        else:
+            yield (
+                f"requirements.lock has the line {line[:60]!r}, which is no name==version ; marker:"
+                " run make lock."
+            )
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    for need in map(
+        Requirement, project["dependencies"] + sum(project["optional-dependencies"].values(), [])
+    ):
         versions = pins.get(re.sub(r"[-_.]+", "-", need.name).lower(), [])
-        if need.name != project["name"] and not (versions and all(v in need.specifier for v in versions)): yield f"requirements.lock does not answer {need}: run make lock."
+        if need.name != project["name"] and not (
+            versions and all(v in need.specifier for v in versions)
+        ):
+            yield f"requirements.lock does not answer {need}: run make lock."
+
 
 def spine(root):
     "every lesson has title, subtitle, badge, objectives, recap and Next"
@@ -91,131 +172,302 @@ def spine(root):
         texts = [s for _, s, _ in cells(nb, "markdown")] or [""]
         number, stem, (url, branch) = name[4:6], name[4:], addresses.address(root)
         badge = rf"colab-badge\.svg\)\]\(https://colab\.research\.google\.com/github/{re.escape('/'.join(url.split('/')[-2:]))}/blob/{branch}/{re.escape(name)}\)"
-        parts = {f"a title '# {number} · ...' in its first cell": re.match(rf"# {number} · \S", texts[0]),
-                 "a subtitle '> ...' under its title": re.search(r"^> \S", texts[0], re.M),
-                 f"the Colab badge of {stem} in its first cell": re.search(badge, texts[0]),
-                 "a cell beginning '**You will be able to**'": any(t.startswith("**You will be able to**") for t in texts),
-                 "a '## Recap'": any(re.search(r"^## Recap\b", t, re.M) for t in texts),
-                 "a last cell with a line '**Next:** ...'": re.search(r"^\*\*Next:\*\* \S", texts[-1], re.M)}
+        parts = {
+            f"a title '# {number} · ...' in its first cell": re.match(
+                rf"# {number} · \S", texts[0]
+            ),
+            "a subtitle '> ...' under its title": re.search(r"^> \S", texts[0], re.M),
+            f"the Colab badge of {stem} in its first cell": re.search(badge, texts[0]),
+            "a cell beginning '**You will be able to**'": any(
+                t.startswith("**You will be able to**") for t in texts
+            ),
+            "a '## Recap'": any(re.search(r"^## Recap\b", t, re.M) for t in texts),
+            "a last cell with a line '**Next:** ...'": re.search(
+                r"^\*\*Next:\*\* \S", texts[-1], re.M
+            ),
+        }
         for part, there in parts.items():
-            if not there: yield f"{name} lacks {part}: add it."
+            if not there:
+                yield f"{name} lacks {part}: add it."
+
 
 def theory(root):
-    "the lessons of the theory, 01 to 07, ask before they show, have a panel with questions, and three exercises with hints and checks"
+    """the lessons of the theory, 01 to 07, ask before they show, have a panel with questions, and
+    three exercises with hints and checks"""
     for name, nb in notebooks(root, "0[1-7]_*.ipynb"):
-        prose, code = ("\n\n".join(s for _, s, _ in cells(nb, kind)) for kind in ("markdown", "code"))
-        if prose.count("**Predict first.**") < 3: yield f"{name} asks '**Predict first.**' less than three times: ask before every reveal."
-        if not ("show_panel(" in code and re.search(r"^\*\*Three questions\b.*?^1\. .*?^2\. .*?^3\. ", prose, re.M | re.S)): yield f"{name} lacks a panel (show_panel) with '**Three questions ...' numbered 1 to 3: add them."
-        try: found = list(exercises.exercises(nb))
-        except ValueError as error: yield f"{name}: {error}."; continue
-        if [e.stars for e in found] != [1, 2, 3]: yield f"{name} needs three exercises, '### Exercise ★ · title', then ★★, then ★★★; it has {[e.stars for e in found]}."
+        prose, code = (
+            "\n\n".join(s for _, s, _ in cells(nb, kind)) for kind in ("markdown", "code")
+        )
+        if prose.count("**Predict first.**") < 3:
+            yield (
+                f"{name} asks '**Predict first.**' less than three times: ask before every reveal."
+            )
+        if not (
+            "show_panel(" in code
+            and re.search(r"^\*\*Three questions\b.*?^1\. .*?^2\. .*?^3\. ", prose, re.M | re.S)
+        ):
+            yield (
+                f"{name} lacks a panel (show_panel) with '**Three questions ...' numbered 1 to 3:"
+                " add them."
+            )
+        try:
+            found = list(check.exercises(nb))
+        except ValueError as error:
+            yield f"{name}: {error}."
+            continue
+        if [e.stars for e in found] != [1, 2, 3]:
+            yield (
+                f"{name} needs three exercises, '### Exercise ★ · title', then ★★, then ★★★; it has"
+                f" {[e.stars for e in found]}."
+            )
         for e in found:
-            if e.hints < 2: yield f"{name}: the exercise '{e.title}' has {e.hints} hints: give a ladder of at least two, <details><summary>Hint 1</summary>."
-            if not e.ready: yield f"{name}: the cell of '{e.title}' is not the stub of its solution: run python tools/exercises.py stubs."
+            if e.hints < 2:
+                yield (
+                    f"{name}: the exercise '{e.title}' has {e.hints} hints: give a ladder of at"
+                    " least two, <details><summary>Hint 1</summary>."
+                )
+            if not e.ready:
+                yield (
+                    f"{name}: the cell of '{e.title}' is not the stub of its solution: run python"
+                    " tools/exercises.py stubs."
+                )
+
 
 def first_picture(root):
     "the first picture comes by the third code cell after set-up and imports"
     for name, nb in notebooks(root, "[0-9]*.ipynb"):
         pictures = {i for i, out in outputs(nb) if "image/png" in out.get("data", {})}
-        work = [i for i, source, _ in cells(nb, "code") if not re.match(r"#\|\s*(hide|default_exp)", source) and not all(map(is_import, statements(source)))]
-        if not pictures: yield f"{name} stores no picture: run make notebooks NAMES={name[4:-6]}, or add one."
-        elif len(work) >= 3 and min(pictures) > work[2]: yield f"{name} shows its first picture in cell {min(pictures)}, after the third code cell: bring one forward."
+        work = [
+            i
+            for i, source, _ in cells(nb, "code")
+            if not re.match(r"#\|\s*(hide|default_exp)", source)
+            and not all(map(is_import, statements(source)))
+        ]
+        if not pictures:
+            yield f"{name} stores no picture: run make notebooks NAMES={name[4:-6]}, or add one."
+        elif len(work) >= 3 and min(pictures) > work[2]:
+            yield (
+                f"{name} shows its first picture in cell {min(pictures)}, after the third code"
+                " cell: bring one forward."
+            )
+
 
 def code_cells(root):
-    "code cells have at most 25 lines, or 40 of at most 100 columns with one statement each, and imports stand in cells of their own"
+    """code cells have at most 25 lines, or 40 of at most 100 columns with one statement each, and
+    imports stand in cells of their own"""
     for name, nb in notebooks(root):
         for i, source, _ in cells(nb, "code"):
             lines = [l for l in source.splitlines() if l.strip() and not l.startswith("#|")]
             plain = all(len(l) <= 100 for l in lines) and not crowded(source)
             most = 40 if plain else 25
-            if len(lines) > most: yield f"{name}, cell {i}: {len(lines)} lines of code; split it (at most {most})."
+            if len(lines) > most:
+                yield f"{name}, cell {i}: {len(lines)} lines of code; split it (at most {most})."
             imports = [is_import(s) for s in statements(source)]
-            if any(imports) and not all(imports): yield f"{name}, cell {i}: imports beside other code; give them a cell of their own."
+            if any(imports) and not all(imports):
+                yield f"{name}, cell {i}: imports beside other code; give them a cell of their own."
+
 
 def alt_text(root):
     "every picture says in words what is seen"
     for name, nb in notebooks(root):
         for i, out in outputs(nb):
             for mime in out.get("data", {}):
-                if mime.startswith("image/") and not out["metadata"].get(mime, {}).get("alt", "").strip():
-                    yield f"{name}, cell {i}: a picture without alternative text; show it with show_figure or show_images and say what is seen."
+                if (
+                    mime.startswith("image/")
+                    and not out["metadata"].get(mime, {}).get("alt", "").strip()
+                ):
+                    yield (
+                        f"{name}, cell {i}: a picture without alternative text; show it with"
+                        " show_figure or show_images and say what is seen."
+                    )
         for i, text, _ in cells(nb, "markdown"):
-            if re.search(r"!\[\s*\]\(|<img(?![^>]*alt=\"[^\"])", text): yield f"{name}, cell {i}: a picture without alternative text; write ![what is seen](file)."
+            if re.search(r"!\[\s*\]\(|<img(?![^>]*alt=\"[^\"])", text):
+                yield (
+                    f"{name}, cell {i}: a picture without alternative text; write ![what is"
+                    " seen](file)."
+                )
+
 
 def light_outputs(root):
     "no widget state, no output over 300 kB, no notebook over 1 MB, no stored error"
     for name, nb in notebooks(root):
         again = f"run make notebooks NAMES={name[4:-6]}"
-        if "widgets" in nb["metadata"]: yield f"{name} stores the state of widgets: {again}, which drops it."
-        if (root/name).stat().st_size > 1_000_000: yield f"{name} is over 1 MB: make its pictures smaller or fewer."
+        if "widgets" in nb["metadata"]:
+            yield f"{name} stores the state of widgets: {again}, which drops it."
+        if (root / name).stat().st_size > 1_000_000:
+            yield f"{name} is over 1 MB: make its pictures smaller or fewer."
         for i, out in outputs(nb):
-            if len(json.dumps(out)) > 300_000: yield f"{name}, cell {i}: an output over 300 kB; make the picture smaller."
-            if out["output_type"] == "error": yield f"{name}, cell {i}: a stored error ({out['ename']}); mend the cell and {again}."
+            if len(json.dumps(out)) > 300_000:
+                yield f"{name}, cell {i}: an output over 300 kB; make the picture smaller."
+            if out["output_type"] == "error":
+                yield (
+                    f"{name}, cell {i}: a stored error ({out['ename']}); mend the cell and {again}."
+                )
+
 
 def layers(root):
     "exported modules import only from lower layers"
     level = {module: k for k, layer in enumerate(LAYERS) for module in layer}
     for module, tree in modules(root).items():
-        if module not in level: yield f"ect_nb/{module}.py stands in no layer: add it to LAYERS in tools/gates.py."; continue
-        for name in {n for node in ast.walk(tree) if is_import(node) for n in imported(node) if n.startswith("ect_nb.")}:
-            if level.get(name.split(".")[1], -1) >= level[module]: yield f"ect_nb/{module}.py imports {name}, which is not in a lower layer: move one of the two."
+        if module not in level:
+            yield f"ect_nb/{module}.py stands in no layer: add it to LAYERS in tools/gates.py."
+            continue
+        for name in {
+            n
+            for node in ast.walk(tree)
+            if is_import(node)
+            for n in imported(node)
+            if n.startswith("ect_nb.")
+        }:
+            if level.get(name.split(".")[1], -1) >= level[module]:
+                yield (
+                    f"ect_nb/{module}.py imports {name}, which is not in a lower layer: move one of"
+                    " the two."
+                )
+
 
 def light_imports(root):
     "importing a module loads nothing heavy"
+
     def top(node):
         for child in ast.iter_child_nodes(node):
-            if is_import(child): yield child
-            elif not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)): yield from top(child)
+            if is_import(child):
+                yield child
+            elif not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+                yield from top(child)
+
     for module, tree in modules(root).items():
         for name in sorted({n.split(".")[0] for node in top(tree) for n in imported(node)} & HEAVY):
-            yield f"ect_nb/{module}.py imports {name} at its top: import it inside the functions that use it."
+            yield (
+                f"ect_nb/{module}.py imports {name} at its top: import it inside the functions that"
+                " use it."
+            )
+
 
 def pictures_opened(root):
     "pictures are opened by data.open_picture alone, which names the formats it means"
-    sources = [(f"ect_nb/{p.name}", p.read_text()) for p in sorted((root/"ect_nb").glob("[!_]*.py"))]
-    sources += [(f"{name} cell {i}", source) for name, nb in notebooks(root) for i, source, _ in cells(nb, "code")]
+    sources = [
+        (f"ect_nb/{p.name}", p.read_text()) for p in sorted((root / "ect_nb").glob("[!_]*.py"))
+    ]
+    sources += [
+        (f"{name} cell {i}", source)
+        for name, nb in notebooks(root)
+        for i, source, _ in cells(nb, "code")
+    ]
     for name, source in sources:
         lines = TransformerManager().transform_cell(source)
         for node in ast.walk(ast.parse(lines)):
-            opens = isinstance(node, ast.Attribute) and node.attr == "open" and ast.unparse(node.value).split(".")[-1] == "Image"
-            taken = isinstance(node, ast.ImportFrom) and node.module == "PIL.Image" and any(a.name == "open" for a in node.names)
-            if taken or opens and not (re.match(r"ect_nb/data\.py|nbs/09_data", name) and "formats=FORMATS" in source):
-                yield f"{name} opens a picture by itself: use data.open_picture, for some formats are programs."
+            opens = (
+                isinstance(node, ast.Attribute)
+                and node.attr == "open"
+                and ast.unparse(node.value).split(".")[-1] == "Image"
+            )
+            taken = (
+                isinstance(node, ast.ImportFrom)
+                and node.module == "PIL.Image"
+                and any(a.name == "open" for a in node.names)
+            )
+            if (
+                taken
+                or opens
+                and not (
+                    re.match(r"ect_nb/data\.py|nbs/09_data", name) and "formats=FORMATS" in source
+                )
+            ):
+                yield (
+                    f"{name} opens a picture by itself: use data.open_picture, for some formats are"
+                    " programs."
+                )
+
 
 def no_machine(root):
     "no tracked file names a path of one machine or the host of a package registry"
-    path = re.compile(r"""(?:^|[\s"'`(=:,>\[]|\\n)[/](?:work|tmp|farm|home|root|Users|mnt)\b""", re.M)
-    host = re.compile(r"py[p]i\.org|python[h]osted\.org|npm[j]s\.(?:org|com)|deb\.deb[i]an\.org|download\.py[t]orch\.org")
+    path = re.compile(
+        r"""(?:^|[\s"'`(=:,>\[]|\\n)[/](?:work|tmp|farm|home|root|Users|mnt)\b""", re.M
+    )
+    host = re.compile(
+        r"py[p]i\.org|python[h]osted\.org|npm[j]s\.(?:org|com)|deb\.deb[i]an\.org|download\.py[t]orch\.org"
+    )
     for file in tracked(root):
         content = file.read_bytes()
-        found = b"\0" not in content and (path.search(text := content.decode(errors="replace")) or host.search(text))
-        if found: yield f"{file.relative_to(root)} contains {found[0].strip()!r}: write a relative path, or leave the host out."
+        found = b"\0" not in content and (
+            path.search(text := content.decode(errors="replace")) or host.search(text)
+        )
+        if found:
+            yield (
+                f"{file.relative_to(root)} contains {found[0].strip()!r}: write a relative path, or"
+                " leave the host out."
+            )
+
 
 def small_data(root):
     "data/ stays under 30 MB"
-    size = sum(p.stat().st_size for p in tracked(root) if p.is_relative_to(root/"data"))
-    if size >= 30e6: yield f"data/ holds {size / 1e6:.1f} MB: bring it under 30 MB."
+    size = sum(p.stat().st_size for p in tracked(root) if p.is_relative_to(root / "data"))
+    if size >= 30e6:
+        yield f"data/ holds {size / 1e6:.1f} MB: bring it under 30 MB."
+
 
 def export_and_clean(root):
     "nbdev-export and nbdev-clean change nothing"
     with tempfile.TemporaryDirectory() as tmp:
         copy = Path(tmp).resolve()
-        shutil.copy(root/"pyproject.toml", copy)
-        for folder in ("nbs", "ect_nb"): shutil.copytree(root/folder, copy/folder, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-        for generated in (copy/"ect_nb").glob("[!_]*.py"): generated.unlink()
-        for tool in ("nbdev-export", "nbdev-clean"): subprocess.run([Path(sys.executable).parent/tool], cwd=copy, check=True, capture_output=True)
+        shutil.copy(root / "pyproject.toml", copy)
+        for folder in ("nbs", "ect_nb"):
+            shutil.copytree(
+                root / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", ".*")
+            )
+        for generated in (copy / "ect_nb").glob("[!_]*.py"):
+            generated.unlink()
+        for tool in ("nbdev-export", "nbdev-clean"):
+            subprocess.run(
+                [Path(sys.executable).parent / tool], cwd=copy, check=True, capture_output=True
+            )
         for folder, pattern in (("nbs", "[!._]*.ipynb"), ("ect_nb", "*.py")):
-            names = {p.name for top in (root, copy) for p in (top/folder).glob(pattern)}
-            _, changed, missing = filecmp.cmpfiles(root/folder, copy/folder, names, shallow=False)
-            for name in sorted(changed + missing): yield f"{folder}/{name} is not what the notebooks export, or not clean: run make sync (and edit notebooks, never ect_nb/)."
+            names = {p.name for top in (root, copy) for p in (top / folder).glob(pattern)}
+            _, changed, missing = filecmp.cmpfiles(
+                root / folder, copy / folder, names, shallow=False
+            )
+            for name in sorted(changed + missing):
+                yield (
+                    f"{folder}/{name} is not what the notebooks export, or not clean: run make sync"
+                    " (and edit notebooks, never ect_nb/)."
+                )
 
-GATES = [settings_ini, address, readme_current, lock, spine, theory, first_picture, code_cells, alt_text, light_outputs, layers, light_imports, pictures_opened, no_machine, small_data, export_and_clean]
+
+GATES = [
+    settings_ini,
+    address,
+    readme_current,
+    lock,
+    spine,
+    theory,
+    first_picture,
+    code_cells,
+    alt_text,
+    light_outputs,
+    layers,
+    light_imports,
+    pictures_opened,
+    no_machine,
+    small_data,
+    export_and_clean,
+]
 
 if __name__ == "__main__":
     failed = 0
     for gate in GATES:
-        try: offences = list(gate(ROOT))
-        except Exception as error: offences = [f"this gate could not finish ({type(error).__name__}: {error}): mend what it names."]
+        try:
+            offences = list(gate(ROOT))
+        except Exception as error:
+            offences = [
+                f"this gate could not finish ({type(error).__name__}: {error}): mend what it names."
+            ]
         failed += bool(offences)
-        print("FAIL " if offences else "ok   ", gate.__doc__, *("\n      " + o for o in offences), sep="", flush=True)
+        print(
+            "FAIL " if offences else "ok   ",
+            gate.__doc__,
+            *("\n      " + o for o in offences),
+            sep="",
+            flush=True,
+        )
     sys.exit(failed > 0)

@@ -1,16 +1,26 @@
-"Write nbs/images/hero.png, the picture at the top of the README: what the cell of 00 marked `#| hero` showed last."
+"""Write nbs/images/hero.png, the picture at the top of the README: what the cell of 00 marked `#|
+hero` showed last."""
+
 import base64, json
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
+
 def hero(root):
     "The PNG bytes of that picture; None while 00 stores none."
-    cells = json.loads((root/"nbs"/"00_sixty_seconds.ipynb").read_text())["cells"]
-    shown = [o["data"]["image/png"] for c in cells if "".join(c["source"]).startswith("#| hero") for o in c["outputs"] if "image/png" in o.get("data", {})]
+    cells = json.loads((root / "nbs" / "00_sixty_seconds.ipynb").read_text())["cells"]
+    shown = [
+        o["data"]["image/png"]
+        for c in cells
+        if "".join(c["source"]).startswith("#| hero")
+        for o in c["outputs"]
+        if "image/png" in o.get("data", {})
+    ]
     return base64.b64decode("".join(shown[-1])) if shown else None
+
 
 if __name__ == "__main__":
     if picture := hero(ROOT):
-        (ROOT/"nbs"/"images").mkdir(exist_ok=True)
-        (ROOT/"nbs"/"images"/"hero.png").write_bytes(picture)
+        (ROOT / "nbs" / "images").mkdir(exist_ok=True)
+        (ROOT / "nbs" / "images" / "hero.png").write_bytes(picture)

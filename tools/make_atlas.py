@@ -1,17 +1,23 @@
-"""Measure the runs of tools/make_fashion_runs.py and the walk of the shipped diffusion model, and pack all that has been measured into data/atlas, runs on CIFAR-10 (tools/make_cifar_runs.py) too. Stopped, it continues.
+"""Measure the runs of tools/make_fashion_runs.py and the walk of the shipped diffusion model, and
+pack all that has been measured into data/atlas, runs on CIFAR-10 (tools/make_cifar_runs.py) too.
+Stopped, it continues.
 
-usage: python tools/make_atlas.py [--folder runs] [--n 1000] [--kimgs 1 2 4 8 16 24] [--only NAME ...] [--clock] [--pack] [--out data/atlas]
+usage: python tools/make_atlas.py [--folder runs] [--n 1000] [--kimgs 1 2 4 8 16 24] [--only NAME
+...] [--clock] [--pack] [--out data/atlas]
 
-`--clock` times sampling again, apart from the measurements, and writes these seconds into the records: for runs that were measured on a busy machine. All of one network share a time for each way to sample."""
+`--clock` times sampling again, apart from the measurements, and writes these seconds into the
+records: for runs that were measured on a busy machine. All of one network share a time for each way
+to sample."""
+
 import argparse, json, time
 from pathlib import Path
 import torch
 from tqdm import tqdm
-from ect_nb import checkpoints, data
-from ect_nb.atlas import TIMES, Atlas, survey, survey_walk
+from ect_nb.io import data, weights
+from ect_nb.measure.atlas import TIMES, Atlas, survey, survey_walk
 from ect_nb.diffusion import heun, karras_times
-from ect_nb.features import small_features
-from ect_nb.runs import RunFolder
+from ect_nb.measure.features import small_features
+from ect_nb.training.runs import RunFolder
 from ect_nb.sampling import sample
 
 HERE = Path(__file__).resolve().parent
@@ -22,53 +28,116 @@ def main():
     args.add_argument("--folder", type=Path, default=Path("runs"))
     args.add_argument("--n", type=int, default=1000, help="samples for each distance")
     args.add_argument("--kimgs", type=int, nargs="+", default=[1, 2, 4, 8, 16, 24])
-    args.add_argument("--only", nargs="+", help="names of runs to measure (default: all in the folder)")
-    args.add_argument("--clock", action="store_true", help="time sampling again on the quiet machine, measure nothing else, and pack")
+    args.add_argument(
+        "--only", nargs="+", help="names of runs to measure (default: all in the folder)"
+    )
+    args.add_argument(
+        "--clock",
+        action="store_true",
+        help="time sampling again on the quiet machine, measure nothing else, and pack",
+    )
     args.add_argument("--pack", action="store_true", help="pack what there is, measure nothing")
-    args.add_argument("--out", type=Path, default=HERE.parent / "data" / "atlas", help="the folder of the atlas")
+    args.add_argument(
+        "--out", type=Path, default=HERE.parent / "data" / "atlas", help="the folder of the atlas"
+    )
     args = args.parse_args()
-    runs = sorted(p for p in args.folder.iterdir() if p.name.startswith("fashion-") and (not args.only or p.name in args.only))
-    if args.clock: clock(args.folder)
+    runs = sorted(
+        p
+        for p in args.folder.iterdir()
+        if p.name.startswith("fashion-") and (not args.only or p.name in args.only)
+    )
+    if args.clock:
+        clock(args.folder)
     elif not args.pack:
         pictures, network = data.load("fashion_mnist_20k"), small_features()
-        start = checkpoints.load(data.find("fashion_mnist_diffusion.safetensors"))
-        for r in survey_walk(start, args.folder / "fashion-heun", pictures, network, steps=(2, 3, 5, 9, 18), n=args.n, init="diffusion", train_seed=0): show(r)
+        start = weights.load(data.find("fashion_mnist_diffusion.safetensors"))
+        for r in survey_walk(
+            start,
+            args.folder / "fashion-heun",
+            pictures,
+            network,
+            steps=(2, 3, 5, 9, 18),
+            n=args.n,
+            init="diffusion",
+            train_seed=0,
+        ):
+            show(r)
         for run in runs:
-            if run.name == "fashion-heun": continue
-            init, seed = "scratch" if "scratch" in run.name else "diffusion", int(run.name.rpartition("seed")[2])
-            for r in survey(run, pictures, network, TIMES, args.kimgs, args.n, init=init, train_seed=seed): show(r)
+            if run.name == "fashion-heun":
+                continue
+            init, seed = (
+                "scratch" if "scratch" in run.name else "diffusion",
+                int(run.name.rpartition("seed")[2]),
+            )
+            for r in survey(
+                run, pictures, network, TIMES, args.kimgs, args.n, init=init, train_seed=seed
+            ):
+                show(r)
     atlas = Atlas()
-    for run in sorted(p for p in args.folder.iterdir() if p.name.startswith(("fashion-", "cifar10-"))):
-        try: atlas.add(run)
-        except ValueError as e: print("left out:", e)
-    if not atlas.runs: raise SystemExit(f"{args.folder} holds no measured run fashion-* or cifar10-*: measure one first (without --pack)")
+    for run in sorted(
+        p for p in args.folder.iterdir() if p.name.startswith(("fashion-", "cifar10-"))
+    ):
+        try:
+            atlas.add(run)
+        except ValueError as e:
+            print("left out:", e)
+    if not atlas.runs:
+        raise SystemExit(
+            f"{args.folder} holds no measured run fashion-* or cifar10-*: measure one first"
+            " (without --pack)"
+        )
     atlas.save(args.out)
-    print("packed:", ", ".join(f"{name} ({len(run.records)} records)" for name, run in atlas.runs.items()))
+    print(
+        "packed:",
+        ", ".join(f"{name} ({len(run.records)} records)" for name, run in atlas.runs.items()),
+    )
 
 
 def clock(folder, n=250):
-    "Write into every record of a Fashion-MNIST run the seconds that its samples take when nothing else runs: the better of two times `n` pictures, scaled to its n_samples."
-    model, z = checkpoints.load(data.find("fashion_mnist_diffusion.safetensors")), torch.randn(n, 1, 28, 28)
+    """Write into every record of a Fashion-MNIST run the seconds that its samples take when nothing
+    else runs: the better of two times `n` pictures, scaled to its n_samples."""
+    model, z = (
+        weights.load(data.find("fashion_mnist_diffusion.safetensors")),
+        torch.randn(n, 1, 28, 28),
+    )
     known = {}
     for path in sorted(folder.glob("fashion-*/metrics.jsonl")):
         records = RunFolder(path.parent).records()
         for r in records:
-            if "nfe" not in r: continue
-            if r["parameters"] != sum(p.numel() for p in model.parameters()): raise SystemExit(f"{path} is of another network than the one clocked here")
+            if "nfe" not in r:
+                continue
+            if r["parameters"] != sum(p.numel() for p in model.parameters()):
+                raise SystemExit(f"{path} is of another network than the one clocked here")
             way = r["method"], r["nfe"]
-            if way not in known: known[way] = min(seconds(model, z, *way) for _ in range(2)) / n; tqdm.write(f"{way[0]:>12} {way[1]:>2} evaluations {1000 * known[way]:.2f} ms a picture")
-            r.update(seconds=round(known[way] * r["n_samples"], 3), clocked=f"{n} pictures apart from the measurement, the better of two")
-        checkpoints.write_atomically(path, "".join(json.dumps(r) + "\n" for r in records).encode())
+            if way not in known:
+                known[way] = min(seconds(model, z, *way) for _ in range(2)) / n
+                tqdm.write(
+                    f"{way[0]:>12} {way[1]:>2} evaluations {1000 * known[way]:.2f} ms a picture"
+                )
+            r.update(
+                seconds=round(known[way] * r["n_samples"], 3),
+                clocked=f"{n} pictures apart from the measurement, the better of two",
+            )
+        weights.write_atomically(path, "".join(json.dumps(r) + "\n" for r in records).encode())
 
 
 @torch.no_grad()
 def seconds(model, z, method, nfe):
     began = time.perf_counter()
-    heun(model, z, karras_times((nfe + 1) // 2)) if method == "heun" else sample(model, z, TIMES[nfe])
+    (
+        heun(model, z, karras_times((nfe + 1) // 2))
+        if method == "heun"
+        else sample(model, z, TIMES[nfe])
+    )
     return time.perf_counter() - began
 
 
-def show(r): tqdm.write(f"{r['run']:>22}  {r['kimg']:>3} kimg  {r['nfe']:>2} evaluations  {r['value']:.1f} [{r['low']:.1f}, {r['high']:.1f}]  {r['seconds']:.0f} s")
+def show(r):
+    tqdm.write(
+        f"{r['run']:>22}  {r['kimg']:>3} kimg  {r['nfe']:>2} evaluations  {r['value']:.1f}"
+        f" [{r['low']:.1f}, {r['high']:.1f}]  {r['seconds']:.0f} s"
+    )
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()
