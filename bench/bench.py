@@ -6,26 +6,25 @@ usage: python bench/bench.py [--rounds 7] [--runs 5] [--batch 64] [--device cpu]
 --cifar also measures the full CIFAR-10 network: `python bench/cifar.py` with its own defaults
 (minutes on a GPU, half an hour on a small CPU)."""
 
-import argparse, os, statistics, subprocess, sys, time
-from pathlib import Path
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
 import torch
-from ect_nb.io import data, weights
 from ect_nb.analytic import GaussianMixture
 from ect_nb.diffusion import Precond, heun, karras_times
-from ect_nb.show.explorer import FlowPicture
+from ect_nb.io import data, weights
 from ect_nb.networks import MLP
 from ect_nb.sampling import sample
 from ect_nb.schedules import Stages
-from ect_nb.training.loop import (
-    Config,
-    choose_precision,
-    draw,
-    fast_precisions,
-    residual_errors,
-    train,
-)
+from ect_nb.show.flow import FlowPicture
+from ect_nb.training.loop import Config, draw, train
+from ect_nb.training.speed import choose_precision, fast_precisions, residual_errors
+from pathlib import Path
 
-NBS = Path(__file__).resolve().parent.parent / "nbs"
+NBS = Path(__file__).resolve().parent.parent / "nbs" / "lessons"
 
 
 def clock(work, device):

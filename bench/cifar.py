@@ -8,23 +8,23 @@ usage: python bench/cifar.py --device cuda stages 0 1 3 5 7, batch 128, compiled
 sampling python bench/cifar.py --stages 0 3 7 --rounds 3 on a CPU: batch 8, eager python
 bench/cifar.py table"""
 
-import argparse, copy, datetime, json, platform, statistics, time
-from pathlib import Path
+import argparse
+import copy
+import datetime
+import json
+import platform
+import statistics
+import time
 import torch
-from ect_nb.training import speed
-from ect_nb.io.data import Pictures
 from ect_nb.diffusion import Precond
+from ect_nb.io.data import Pictures
 from ect_nb.networks import edm_cifar10
 from ect_nb.sampling import sample
 from ect_nb.schedules import Stages
-from ect_nb.training.loop import (
-    Config,
-    choose_precision,
-    draw,
-    fast_precisions,
-    residual_errors,
-    train,
-)
+from ect_nb.training import speed
+from ect_nb.training.loop import Config, draw, train
+from ect_nb.training.speed import choose_precision, fast_precisions, residual_errors
+from pathlib import Path
 
 HERE = Path(__file__).parent
 SHAPE = (3, 32, 32)
@@ -242,10 +242,10 @@ def sampling(model, args, device):
     precision, n = fast_precisions(device)[:1] or ["float32"], args.samples
     model = copy.deepcopy(model).to(device).eval()
     speed.set_precision(model, precision[0])
-    z, speed = torch.randn(n, *SHAPE, device=device), {}
+    z, rates = torch.randn(n, *SHAPE, device=device), {}
     for steps, times in ((1, (80.0,)), (2, (80.0, 0.821))):
         sample(model, z, times)
-        speed[steps] = round(
+        rates[steps] = round(
             n
             / statistics.median(
                 clock(lambda: sample(model, z, times), device, 1) for _ in range(args.rounds)
@@ -253,7 +253,7 @@ def sampling(model, args, device):
             1,
         )
     switch(False)
-    return dict(bench="sampling", precision=precision[0], batch=n, pictures_per_second=speed)
+    return dict(bench="sampling", precision=precision[0], batch=n, pictures_per_second=rates)
 
 
 def table():

@@ -5,12 +5,14 @@ blurred, each against the 50,000 training pictures. Writes bench/cifar_features.
 usage: ECT_NB_DATA=folder python bench/cifar_features.py 70,000 pictures through the classifier, a
 few minutes on one CPU core"""
 
-import json, os, platform
-from pathlib import Path
+import json
+import os
+import platform
 import torch
-from torch.nn import functional as F
 from ect_nb.io import data
 from ect_nb.measure import features, metrics
+from pathlib import Path
+from torch.nn import functional as F
 
 NOISE, LEFT_OUT = 0.1, 3  # standard deviation, of pictures in [-1, 1]; the class
 

@@ -4,11 +4,12 @@ five ways, and how far apart the ways are. Writes bench/inception.jsonl.
 usage: ECT_NB_INCEPTION=inception-2015-12-05.pt ECT_NB_DATA=folder python bench/inception.py about
 200 pictures through Inception"""
 
-import json, platform
-from pathlib import Path
+import json
+import platform
 import torch
 from ect_nb.io import data
 from ect_nb.measure import features, metrics
+from pathlib import Path
 
 N = 40
 

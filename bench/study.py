@@ -9,21 +9,26 @@ python bench/study.py tune "batch=16, lr=2e-3" --seeds 0 1 2 python bench/study.
 each arithmetic and lets both judges look at the same weights, `metrics.measure` with several
 noises. Stopped, it goes on."""
 
-import argparse, ast, json, platform, time
-from contextlib import nullcontext
-from pathlib import Path
+import argparse
+import ast
+import json
+import platform
+import time
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
-from ect_nb.io import data, weights
-from ect_nb.measure import metrics
+from contextlib import nullcontext
 from ect_nb.diffusion import Precond, denoising_loss, heun, karras_times
-from ect_nb.training.speed import fast_precisions
+from ect_nb.io import data, weights
+from ect_nb.measure import features, metrics
 from ect_nb.measure.features import quantise
 from ect_nb.networks import UNet
 from ect_nb.sampling import sample
 from ect_nb.schedules import ConstantMapping, LogNormal, SigmoidMapping, Stages
-from ect_nb.training.loop import Config, checksum, train
+from ect_nb.training.loop import Config, train
+from ect_nb.training.runs import checksum
+from ect_nb.training.speed import fast_precisions
+from pathlib import Path
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 HERE = Path(__file__).parent
 NETWORK = dict(
@@ -92,7 +97,7 @@ class Judge:
     classifier."""
 
     def __init__(self, wardrobe, n):
-        self.eye, self.n = metrics.small_features(), n
+        self.eye, self.n = features.small_features(), n
         self.target = metrics.reference(wardrobe, self.eye)
         self.z = torch.randn(n, 1, 28, 28, generator=torch.Generator().manual_seed(7))
 

@@ -6,10 +6,10 @@
 __all__ = ['denoising_loss', 'Precond', 'karras_times', 'falling', 'wide', 'standard', 'ask', 'euler', 'heun']
 
 # %% ../nbs/lessons/02_diffusion.ipynb #e3e2caf0
-import warnings
 import torch
-from torch import nn
+import warnings
 from .networks import answer, classes_of, dtype_of
+from torch import nn
 
 # %% ../nbs/lessons/02_diffusion.ipynb #5aaf06d4
 def denoising_loss(model, x0, t, eps, sigma_data=0.5, **kw):

@@ -7,9 +7,8 @@ __all__ = ['METRICS', 'WEIGHTS', 'squared', 'pseudo_huber', 'adaptive', 'slope',
            'edm', 'ect_loss', 'effective_rows', 'geometric_median', 'noise_scale']
 
 # %% ../nbs/lessons/05_weighting.ipynb #a14b7e1a
-from contextlib import contextmanager
 import torch
-from torch import nn
+from contextlib import contextmanager
 from .networks import answer, shared_dropout, shares_dropout
 
 # %% ../nbs/lessons/05_weighting.ipynb #ae248aa9

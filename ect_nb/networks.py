@@ -9,11 +9,11 @@ __all__ = ['FAMILY', 'NCSNPP', 'PositionalEmbedding', 'Dropout', 'shared_dropout
 
 # %% ../nbs/inside/networks.ipynb #d9a00dab
 import math
+import torch
+import torch.nn.functional as F
 from contextlib import contextmanager
 from functools import partial
-import torch
 from torch import nn
-import torch.nn.functional as F
 
 # %% ../nbs/inside/networks.ipynb #8b1c7ecc
 class PositionalEmbedding(nn.Module):

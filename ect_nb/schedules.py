@@ -7,8 +7,8 @@ __all__ = ['ConstantMapping', 'SigmoidMapping', 'LogNormal', 'stage_facts', 'Sta
 
 # %% ../nbs/lessons/04_schedules.ipynb #033931e9
 import math
-from dataclasses import dataclass, field
 import torch
+from dataclasses import dataclass, field
 
 # %% ../nbs/lessons/04_schedules.ipynb #3c51d6ec
 @dataclass(frozen=True)

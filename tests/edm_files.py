@@ -4,11 +4,15 @@ on.
 `SongUNet` is a second implementation of DDPM++ and NCSN++ (Song et al. 2021; Karras et al. 2022,
 Table 7) under EDM's names; `write` pickles it as EDM does, each object with its class's source."""
 
-import io, pickle, sys, types
-from collections import OrderedDict
-import numpy as np, torch
-from torch import nn
+import io
+import numpy as np
+import pickle
+import sys
+import torch
 import torch.nn.functional as F
+import types
+from collections import OrderedDict
+from torch import nn
 
 SOURCE = "raise SystemExit('the source in the file was run')\n" * 40
 

@@ -1,10 +1,12 @@
 import math
+import numpy as np
+import pytest
+import torch
+from ect_nb.analytic import GaussianMixture, ideal_denoiser, posterior_weights
 from functools import partial
-import numpy as np, pytest, torch
 from scipy import stats
 from scipy.integrate import solve_ivp
 from torch.func import jvp
-from ect_nb.analytic import GaussianMixture, ideal_denoiser, posterior_weights
 
 MIXTURES = {
     "bumps": ([-1.0, 0.2, 1.1], [0.15, 0.06, 0.1], [0.45, 0.2, 0.35]),

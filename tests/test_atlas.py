@@ -1,18 +1,23 @@
 "The atlas: records that are refused, files that are damaged, and what belongs to the user."
 
-import json, shutil, subprocess, sys
-from pathlib import Path
-import numpy as np, pytest, torch
+import json
+import numpy as np
+import pytest
+import shutil
+import subprocess
+import sys
+import torch
+from ect_nb.diffusion import Precond
 from ect_nb.io import data, weights
 from ect_nb.measure import metrics
 from ect_nb.measure.atlas import FIELDS, Atlas, check_record, read_run, survey
-from ect_nb.diffusion import Precond
 from ect_nb.measure.features import random_features, small_features
 from ect_nb.networks import UNet
 from ect_nb.sampling import sample
 from ect_nb.schedules import Stages
 from ect_nb.show.tradeoff import strip
 from ect_nb.training.loop import Config, train
+from pathlib import Path
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,21 @@ a reader does.
 Without Chromium these tests are skipped; with ECT_NB_BROWSER=required, as .ci/run sets it, they
 fail instead. Screenshots go to out/browser."""
 
-import json, math, os, re, shutil, signal, socket, subprocess, sys, time, urllib.request
-from pathlib import Path
-import nbformat, pytest, torch
-from nbformat.v4 import new_code_cell, new_notebook
-from ect_nb.analytic import GaussianMixture
-from ect_nb.show.explorer import Atlas
+import json
+import math
+import nbformat
+import os
+import pytest
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import torch
+import urllib.request
+from ect_nb.measure.atlas import Atlas
 from ect_nb.show.tradeoff import (
     budgets,
     curve,
@@ -21,6 +30,8 @@ from ect_nb.show.tradeoff import (
     tuned,
     walk_of,
 )
+from nbformat.v4 import new_code_cell, new_notebook
+from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "out" / "browser"
@@ -451,7 +462,7 @@ def test_sliders(page):
 
 def test_the_point_can_be_held(page):
     "Pressed, dragged, and let go: the point is under the pointer, and only while it is held."
-    from ect_nb.show.explorer import FlowPicture
+    from ect_nb.show.flow import FlowPicture
 
     art = FlowPicture(
         eval(MIXTURE), {"the denoiser": lambda x, t: x, "the halving": lambda x, t: x}

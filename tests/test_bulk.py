@@ -1,8 +1,10 @@
-import numpy as np, pytest, torch
-from torch import nn
+import numpy as np
+import pytest
+import torch
 from ect_nb.measure import bulk
 from ect_nb.measure.bulk import BLOCK, Speed, draw, noise, save_npz
 from ect_nb.sampling import sample
+from torch import nn
 
 
 def shrink(x, t):

@@ -1,12 +1,22 @@
-import hashlib, http.server, json, os, pickle, signal, struct, sys, threading, time
-from concurrent.futures import ThreadPoolExecutor
-import pytest, torch
-from torch import nn
-from safetensors.torch import load_file, save_file
 import edm_files
-from ect_nb.io import weights
+import hashlib
+import http.server
+import json
+import os
+import pickle
+import pytest
+import signal
+import struct
+import sys
+import threading
+import time
+import torch
+from concurrent.futures import ThreadPoolExecutor
 from ect_nb.diffusion import Precond
+from ect_nb.io import weights
 from ect_nb.networks import MLP, Classifier, UNet
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and resource limits")
 

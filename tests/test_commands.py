@@ -3,28 +3,25 @@
 import ast
 import inspect
 import json
+import numpy as np
 import os
+import pytest
 import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
-from pathlib import Path
-
-import numpy as np
-import pytest
 import torch
-from PIL import Image
-
-from ect_nb.io import data, pickles, weights
-from ect_nb.training import loop, recipes, runs
-from ect_nb.io.data import Pictures
+from dataclasses import replace
 from ect_nb.diffusion import Precond
+from ect_nb.io import data, pickles, weights
 from ect_nb.networks import MLP, Classifier, UNet
+from ect_nb.training import loop, recipes, runs
 from ect_nb.training.recipes import PRESETS, in_shell, main
 from ect_nb.training.runs import RunFolder
+from pathlib import Path
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = dict(
@@ -242,7 +239,7 @@ def printed():
     "(where, words of the command) for each that names a command of recipes and what it is to do."
     found = {}
     for where, text in texts():
-        for rest in re.findall(r"-m ect_nb\.recipes +([a-z][^`\n;]*?)(?:\. [A-Z]|[`\n;]|$)", text):
+        for rest in re.findall(r"-m ect_nb +([a-z][^`\n;]*?)(?:\. [A-Z]|[`\n;]|$)", text):
             found.setdefault(tuple(shlex.split(rest, comments=True)), where)
     return [(where, words) for words, where in found.items()]
 

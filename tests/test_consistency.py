@@ -1,6 +1,6 @@
 import math
-import pytest, torch
-from torch import nn
+import pytest
+import torch
 from ect_nb.analytic import GaussianMixture
 from ect_nb.consistency import (
     boundary_error,
@@ -11,6 +11,7 @@ from ect_nb.consistency import (
     residual_map,
     total_derivative,
 )
+from torch import nn
 
 MIX = GaussianMixture([-1.1, 0.1, 1.2], [0.12, 0.05, 0.08], [0.40, 0.25, 0.35])
 

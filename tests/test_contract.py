@@ -1,12 +1,14 @@
 """What f(x, t) may be: whatever a network returns is compared with what went in, whatever labels
 and dtypes come are taken or refused in a sentence."""
 
-import pytest, torch, warnings
-from torch import nn
+import pytest
+import torch
+import warnings
 from ect_nb.diffusion import Precond, denoising_loss, euler, heun, karras_times
 from ect_nb.losses import ect_loss
-from ect_nb.networks import MLP, UNet, answer, one_hot
+from ect_nb.networks import MLP, UNet, answer
 from ect_nb.sampling import multistep, sample, segment_map
+from torch import nn
 
 
 def small(**kw):

@@ -1,14 +1,21 @@
 """Data: what is shipped is what was published, what is damaged is refused in one sentence, and no
 foreign pickle is ever opened."""
 
-import contextlib, gzip, hashlib, importlib.util, os, pickle, re, struct
-from pathlib import Path
+import contextlib
+import gzip
+import hashlib
+import importlib.util
 import numpy as np
+import os
+import pickle
 import pytest
+import re
+import struct
 import torch
-from PIL import Image
 from ect_nb.io import data
 from ect_nb.io.data import Pictures, load
+from pathlib import Path
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "data" / "fashion_mnist"

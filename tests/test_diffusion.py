@@ -1,9 +1,11 @@
 import math
-import numpy as np, pytest, torch
-from torch import nn
-from ect_nb.io import weights
+import numpy as np
+import pytest
+import torch
 from ect_nb.diffusion import Precond, denoising_loss, euler, heun, karras_times
+from ect_nb.io import weights
 from ect_nb.networks import MLP
+from torch import nn
 
 
 def rand(*shape, seed=0, **kw):

@@ -1,18 +1,20 @@
 """The fast path: compiled, channels-last, in half precision, without waiting; each against the
 plain way to the same numbers, and counts of work against counts by hand."""
 
-import copy, json, math
+import copy
+import json
+import math
+import pytest
+import torch
 from dataclasses import replace
-import pytest, torch
-import torch.nn.functional as F
-from torch import nn
-from ect_nb.training import loop, speed
 from ect_nb.diffusion import Precond
 from ect_nb.losses import ect_loss
 from ect_nb.networks import MLP, Block, Conv2d, Dropout, UNet, place_dropout, shared_dropout
-from ect_nb.training.runs import RunFolder, checksum, load_state
 from ect_nb.schedules import LogNormal, SigmoidMapping, Stages
-from ect_nb.training.loop import Config, dice, draw, train
+from ect_nb.training import loop, speed
+from ect_nb.training.loop import Config, draw, train
+from ect_nb.training.runs import RunFolder, checksum, load_state
+from torch import nn
 
 POINTS = torch.randn(48, 2, generator=torch.Generator().manual_seed(0))
 PICTURES = torch.rand(32, 1, 4, 4, generator=torch.Generator().manual_seed(1)) * 2 - 1

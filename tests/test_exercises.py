@@ -5,9 +5,15 @@ The slips of a lesson stand in slips/NN.toml: `exercise` (the check), `old` and 
 changed in the solution), `also` (more such pairs), `says` (words its sentence must hold); the
 tables `right` are other right answers."""
 
-import ast, importlib, json, re, sys, tomllib
+import ast
+import importlib
+import json
+import pytest
+import re
+import sys
+import tomllib
+import torch
 from pathlib import Path
-import pytest, torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))

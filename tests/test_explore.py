@@ -1,24 +1,19 @@
 """The panels: their numbers against the exact flow and the trainer, their pictures redrawn and
 drawn anew, their controls at the extremes."""
 
-import asyncio, math, re
-import pytest, torch
-from ect_nb.show import explorer
+import asyncio
+import math
+import pytest
+import re
+import torch
 from ect_nb.analytic import GaussianMixture
 from ect_nb.diffusion import Precond
-from ect_nb.show.explorer import (
-    FlowPicture,
-    Tuning,
-    explorer,
-    film,
-    flow,
-    flow_panel,
-    show_panel,
-    tuning_panel,
-    tuning_words,
-)
 from ect_nb.networks import UNet
 from ect_nb.schedules import Stages
+from ect_nb.show import explorer, live, panels, tradeoff
+from ect_nb.show.flow import FlowPicture, flow, flow_panel
+from ect_nb.show.panels import show_panel
+from ect_nb.show.tuning import Tuning, film, tuning_panel, tuning_words
 from ect_nb.training.loop import Config, train
 
 
@@ -214,7 +209,7 @@ def test_show_panel_gives_the_controls_and_their_picture(mixture, heaps, monkeyp
     for _ in range(2):  # shown twice, it has its hands once
         (view, _), (still, metadata) = shown(panel, monkeypatch)
         assert view == {
-            explorer.VIEW: dict(version_major=2, version_minor=0, model_id=panel.model_id)
+            panels.VIEW: dict(version_major=2, version_minor=0, model_id=panel.model_id)
         }
         assert (
             base64.b64decode(still["image/png"]).startswith(b"\x89PNG")
@@ -240,25 +235,25 @@ def test_every_panel_has_its_picture(atlas, tmp_path, monkeypatch):
     import ipywidgets as w
     from matplotlib.figure import Figure
 
-    panels = [
+    kinds = [
         tuning_panel(tuning()),
-        explorer(atlas),
+        explorer.explorer(atlas),
         explorer.compare_panel(atlas),
         explorer.planner(atlas),
         explorer.my_run(tmp_path / "none", atlas),
-        explorer.live_panel({"none": lambda x, t: 0 * x}, (1, 4, 4)),
-        explorer.figure_panel(lambda a: (Figure(), f"a is {a}"), a=w.IntSlider()),
+        live.live_panel({"none": lambda x, t: 0 * x}, (1, 4, 4)),
+        panels.figure_panel(lambda a: (Figure(), f"a is {a}"), a=w.IntSlider()),
     ]
     names = set()
-    for panel in panels:
+    for panel in kinds:
         (view, _), (still, metadata) = shown(panel, monkeypatch)
-        names.add(view[explorer.VIEW]["model_id"])
+        names.add(view[panels.VIEW]["model_id"])
         assert "ect-still" in still["text/html"] and len(metadata["image/png"]["alt"]) > 5
-    assert len(names) == len(panels)
+    assert len(names) == len(kinds)
 
 
 def test_a_level_slider_falls_and_begins_where_told():
-    slider = explorer.falling_slider(2.5, 80.0, 0.1, "level")
+    slider = panels.falling_slider(2.5, 80.0, 0.1, "level")
     levels = [v for _, v in slider.options]
     assert (
         levels[0] == 80
@@ -274,7 +269,7 @@ def test_a_level_slider_falls_and_begins_where_told():
     )
     for most, least in ((1.0, 2.0), (1.0, 0.0), (1.0, 1.0), (math.nan, 1.0)):
         with pytest.raises(ValueError, match="fall from most to least"):
-            explorer.falling_slider(1.0, most, least, "t")
+            panels.falling_slider(1.0, most, least, "t")
 
 
 def test_the_place_under_the_pointer_is_that_of_the_axes(mixture, heaps):
@@ -768,23 +763,23 @@ def test_heuns_evaluations_for_a_distance_by_hand(atlas):
     walk = explorer.walk_of(atlas, atlas.runs["tuned"])
     c = explorer.curve(walk, 0)
     assert walk.name == "walked" and [s.nfe for s in c] == [3, 5, 9]
-    assert explorer.evaluations_for(c, 25.0) == pytest.approx(
+    assert tradeoff.evaluations_for(c, 25.0) == pytest.approx(
         45**0.5
     )  # half way from 50 to 12.5, and from 5 to 9, in logarithms
     assert (
-        explorer.evaluations_for(c, 200.0) == 3
-        and explorer.evaluations_for(c, 300.0) == 3
-        and explorer.evaluations_for(c, 12.5) == pytest.approx(9)
-        and explorer.evaluations_for(c, 1.0) is None
+        tradeoff.evaluations_for(c, 200.0) == 3
+        and tradeoff.evaluations_for(c, 300.0) == 3
+        and tradeoff.evaluations_for(c, 12.5) == pytest.approx(9)
+        and tradeoff.evaluations_for(c, 1.0) is None
     )
-    assert explorer.evaluations_for([], 1.0) is None
+    assert tradeoff.evaluations_for([], 1.0) is None
 
 
 def test_a_walk_in_other_features_is_not_laid_beside(atlas, tmp_path):
     atlas.runs.pop("walked")
     atlas.add(lay(tmp_path / "other", HEUN, "heun", features="inception"))
     assert explorer.walk_of(atlas, atlas.runs["tuned"]) is None
-    panel = explorer(atlas)
+    panel = explorer.explorer(atlas)
     assert (
         "Nobody has walked" in readout(panel)
         and panel.state.heun.disabled
@@ -795,7 +790,7 @@ def test_a_walk_in_other_features_is_not_laid_beside(atlas, tmp_path):
 def test_the_explorer_at_every_setting(atlas):
     import time
 
-    panel, busy = explorer(atlas), []
+    panel, busy = explorer.explorer(atlas), []
     move = controls(panel)
     for (kimg, nfe), value in VALUES.items():
         before = time.process_time()
@@ -859,7 +854,7 @@ def test_the_curve_reaches_the_page_whole(atlas, folders):
 
     bare = _figure_widget()
     assert bare.comm is None  # nothing is announced yet
-    panel = explorer(atlas)
+    panel = explorer.explorer(atlas)
     assert (
         panel.state.curves.place.children == (panel.state.curves.figure,)
         and panel.state.curves.figure.comm is not None
@@ -888,7 +883,7 @@ def test_budgets_stand_side_by_side():
 
 
 def test_hover_and_click(atlas):
-    panel = explorer(atlas)
+    panel = explorer.explorer(atlas)
     state = panel.state
     curve = state.curves.figure.data[2]  # the shortest budget
     points = type("Points", (), dict(point_inds=[1]))
@@ -913,7 +908,7 @@ def test_play_goes_on_from_the_slider_and_pause_stays_there(atlas, monkeypatch):
 
     real = asyncio.sleep
     monkeypatch.setattr(e.asyncio, "sleep", lambda s: real(0.05 if s == 0.9 else s))
-    panel = explorer(atlas, kimg=4)
+    panel = explorer.explorer(atlas, kimg=4)
     play, kimg, seen = controls(panel)["Play"], controls(panel)["kimg"], []
     kimg.observe(lambda change: seen.append(change["new"]), "value")
 
@@ -937,7 +932,7 @@ def test_a_damaged_sheet_is_a_sentence_and_the_numbers_stay(atlas, tmp_path):
     atlas.save(tmp_path / "packed")
     for sheet in (tmp_path / "packed").glob("tuned*.png"):
         sheet.write_bytes(sheet.read_bytes()[:-9])
-    panel = explorer(explorer.Atlas.load(tmp_path / "packed"))
+    panel = explorer.explorer(atlas_.Atlas.load(tmp_path / "packed"))
     assert (
         "damaged" in alert(panel)
         and "distance 25.0" in readout(panel)
@@ -952,7 +947,7 @@ def test_a_damaged_sheet_is_a_sentence_and_the_numbers_stay(atlas, tmp_path):
 
 
 def test_a_strip_cut_short_is_a_sentence_in_the_widget(folders, atlas):
-    panel = explorer(atlas, kimg=1)
+    panel = explorer.explorer(atlas, kimg=1)
     file = folders[0] / "samples" / "kimg-000004-nfe-01.png"
     for content in (file.read_bytes()[:40], b"", b"no picture"):
         file.write_bytes(content)
@@ -965,7 +960,7 @@ def test_a_strip_cut_short_is_a_sentence_in_the_widget(folders, atlas):
 def test_a_setting_that_is_missing_is_a_sentence(tmp_path):
     atlas = explorer.Atlas()
     atlas.add(lay(tmp_path / "part", {k: v for k, v in VALUES.items() if k != (16, 2)}))
-    panel = explorer(atlas, kimg=4, nfe=2)
+    panel = explorer.explorer(atlas, kimg=4, nfe=2)
     controls(panel)["kimg"].value = 16
     assert "not measured after 16 kimg with 2" in alert(panel)
     assert "Nothing was recorded there" in readout(panel) and all(
@@ -981,7 +976,7 @@ def test_a_setting_that_is_missing_is_a_sentence(tmp_path):
 
 def test_between_which_evaluations_by_hand(atlas):
     "The words name recorded numbers of evaluations, since there are no others."
-    panel = explorer(atlas, kimg=16)
+    panel = explorer.explorer(atlas, kimg=16)
     for (kimg, nfe), words in {
         (16, 1): "comes to 25.0 between 5 and 9 evaluations",
         (1, 1): "comes to 100.0 between 3 and 5 evaluations",
@@ -1007,7 +1002,7 @@ def test_an_atlas_without_runs_says_what_to_do():
 def test_intervals_that_reach_zero_can_be_drawn(tmp_path):
     atlas = explorer.Atlas()
     atlas.add(lay(tmp_path / "low", {(1, 1): 3.0, (1, 2): 1.0}, low=-5.0, high=9.0))
-    assert explorer(atlas).still()[0].startswith(b"\x89PNG")
+    assert explorer.explorer(atlas).still()[0].startswith(b"\x89PNG")
 
 
 # Two settings
@@ -1440,8 +1435,8 @@ def test_budgets_that_double():
 
 
 def test_evaluations_are_those_of_sample():
-    from ect_nb.show.live import evaluations
     from ect_nb.sampling import sample
+    from ect_nb.show.live import evaluations
 
     z, times, g = (
         torch.randn(3, 1, 4, 4),
@@ -1457,7 +1452,7 @@ def test_evaluations_are_those_of_sample():
 
 
 def test_live_panel_follows_waits_stops_and_complains():
-    panel = explorer.live_panel(
+    panel = live.live_panel(
         {"half": lambda x, t: x / (1 + t.view(-1, 1, 1, 1)), "none": lambda x, t: 0 * x}, (1, 4, 4)
     )
     c = panel.live.controls
@@ -1499,7 +1494,7 @@ def test_live_panel_follows_waits_stops_and_complains():
         assert "levels" in c["error"].value and "2.5, 0.8" in c["error"].value, (
             bad
         )  # refused at once, with what to write
-        assert "before" in c["words"].value and c["picture"].value == explorer.dimmed(shown), (
+        assert "before" in c["words"].value and c["picture"].value == panels.dimmed(shown), (
             bad
         )  # and nothing of the setting before is taken for it
     c["text"].value = ", ".join(map(str, range(80, 40, -1)))
@@ -1536,7 +1531,7 @@ def test_a_known_answer_is_not_asked_again_and_a_changed_model_is():
             return torch.tanh(self.scale * x / (1 + t.view(-1, 1, 1, 1)))
 
     model = Counted()
-    panel = explorer.live_panel(
+    panel = live.live_panel(
         {"counted": model, "free": lambda x, t: model(x, t)}, (1, 4, 4), times=(80.0, 2.0)
     )
     c = panel.live.controls
@@ -1572,7 +1567,7 @@ def test_a_known_answer_is_not_asked_again_and_a_changed_model_is():
 def test_live_asks_a_run_that_is_being_tuned():
     "What it has reached is asked, and the words say after how many pictures."
     t = tuning()
-    panel = explorer.live_panel({"tuned here": t, "start": t.start}, (1, 8, 8))
+    panel = live.live_panel({"tuned here": t, "start": t.start}, (1, 8, 8))
     c = panel.live.controls
     assert "tuned here, tuned on 0 pictures:" in c["words"].value
     first = panel.live.x
@@ -1591,7 +1586,7 @@ def test_a_model_that_breaks_leaves_nothing_that_is_taken_for_its_answer():
             raise RuntimeError("no answer")
         return 0 * x
 
-    panel = explorer.live_panel({"moody": moody}, (1, 4, 4))
+    panel = live.live_panel({"moody": moody}, (1, 4, 4))
     c = panel.live.controls
     c["text"].value = "80, 0.5"
     assert (
@@ -1617,7 +1612,7 @@ def test_a_model_that_breaks_leaves_nothing_that_is_taken_for_its_answer():
 
 
 def test_a_second_live_panel_ends_the_sampling_of_the_first():
-    make = lambda: explorer.live_panel({"none": lambda x, t: 0 * x}, (1, 4, 4))
+    make = lambda: live.live_panel({"none": lambda x, t: 0 * x}, (1, 4, 4))
 
     async def use():
         first = make()
@@ -1655,8 +1650,8 @@ def test_the_panels_keep_to_what_ipywidgets_7_7_offers():
     """Every widget and every trait that the modules name exists in 7.7 as in 8 (the tests above
     pass with both)."""
     import ast
-    from pathlib import Path
     import ipywidgets
+    from pathlib import Path
 
     for module in ("panels", "tradeoff", "live", "planner", "explore"):
         for node in ast.walk(
@@ -1700,7 +1695,7 @@ def test_a_figure_follows_its_controls_keeps_what_it_drew_and_survives_an_error(
         fig.subplots().plot([0, t], [0, n])
         return fig, f"t is {t:g}, n is {n}"
 
-    panel = explorer.figure_panel(
+    panel = panels.figure_panel(
         draw, t=w.FloatSlider(value=0.5, min=0, max=2), n=w.IntSlider(value=1, min=0, max=3)
     )
     first = panel.still()
@@ -1731,7 +1726,7 @@ def test_a_control_without_effect_is_switched_off():
             f", the last at {last}" if n > 2 else ""
         )
 
-    panel = explorer.figure_panel(
+    panel = panels.figure_panel(
         draw,
         idle=lambda n, last: ["last"] if n < 3 else [],
         n=w.IntSlider(value=2, min=1, max=8),
@@ -1762,7 +1757,7 @@ def test_after_an_error_nothing_is_taken_for_the_answer():
             raise ValueError("three is too many")
         return Figure(figsize=(1, 1)), f"n is {n}"
 
-    panel = explorer.figure_panel(draw, n=w.IntSlider(value=1, min=0, max=4))
+    panel = panels.figure_panel(draw, n=w.IntSlider(value=1, min=0, max=4))
     for _ in range(2):
         panel.controls["n"].value = 3
         assert (
@@ -1784,9 +1779,10 @@ def test_after_an_error_nothing_is_taken_for_the_answer():
 def test_no_cell_drives_a_panel_that_was_shown():
     """After `show_panel` a panel is the reader's: a later cell may read its `values`, and nothing
     else of it."""
-    import ast, json
-    from pathlib import Path
+    import ast
+    import json
     from IPython.core.inputtransformer2 import TransformerManager
+    from pathlib import Path
 
     offences = []
     for path in sorted((Path(explorer.__file__).parent.parent / "nbs").glob("[!._]*.ipynb")):

@@ -1,16 +1,17 @@
 """Feature networks: what they are shown, the names they bear, and the sentences where one cannot be
 had. Inception's real layers are tested where $ECT_NB_INCEPTION names a file that holds them."""
 
-import os, urllib.error
-from pathlib import Path
 import numpy as np
+import os
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional as F
+import urllib.error
 from ect_nb.io import data
 from ect_nb.measure import features
-from ect_nb.measure.features import FeatureNetwork, INCEPTION, quantise, resize
+from ect_nb.measure.features import INCEPTION, FeatureNetwork, quantise, resize
+from pathlib import Path
+from torch import nn
+from torch.nn import functional as F
 
 WEIGHTS = Path(os.environ.get("ECT_NB_INCEPTION", ""))
 weights = pytest.mark.skipif(
@@ -318,9 +319,9 @@ def write(module, path):
 def test_inception_goes_through_clean_fid(tmp_path, monkeypatch):
     """The stand-in of the published file, by its path, its folder, the environment and another
     name; against clean-fid's own extractor on bytes."""
+    import cleanfid.features
     from cleanfid.features import build_feature_extractor
     from cleanfid.resize import build_resizer
-    import cleanfid.features
 
     path = write(Original(Layers()), tmp_path / f"{INCEPTION}.pt")
     monkeypatch.setattr(

@@ -1,14 +1,27 @@
 """The house: every gate holds here and fails on a bad example; the tools that set up, run and write
 do what they say."""
 
-import base64, json, os, re, shutil, subprocess, sys
-from pathlib import Path
-import nbformat, pytest
+import base64
+import json
+import nbformat
+import os
+import pytest
+import re
+import shutil
+import subprocess
+import sys
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
-import address, gates, lab, readme, run_notebooks, settings, setup
+import address
+import gates
+import lab
+import readme
+import run_notebooks
+import settings
+import setup
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(40)).decode()
 BADGE = (
@@ -663,8 +676,8 @@ def test_importing_the_package_is_light():
 
 
 def test_metadata_of_the_installed_package():
-    from importlib.metadata import metadata, version
     import ect_nb
+    from importlib.metadata import metadata, version
 
     assert (
         version("ect_nb") == ect_nb.__version__ == "0.1.0"

@@ -1,7 +1,8 @@
 import math
+import numpy as np
+import pytest
+import torch
 from decimal import Decimal, getcontext
-import numpy as np, pytest, torch
-from torch import nn
 from ect_nb.diffusion import Precond, denoising_loss
 from ect_nb.losses import (
     METRICS,
@@ -18,7 +19,8 @@ from ect_nb.losses import (
     squared,
     uniform,
 )
-from ect_nb.networks import Dropout, MLP, UNet
+from ect_nb.networks import MLP, Dropout, UNet
+from torch import nn
 
 DEVICES = [
     "cpu",

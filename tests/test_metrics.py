@@ -1,13 +1,15 @@
 "Metrics: the distance against scipy and closed forms, moments against numpy, the interval against what fresh draws really do, the shipped features against what is stated of them."
 
-import functools, json, math, subprocess, sys, time
-from pathlib import Path
+import functools
+import json
+import math
 import numpy as np
 import pytest
+import subprocess
+import sys
 import torch
-from scipy import linalg
 from ect_nb.io import data, weights
-from ect_nb.measure import metrics
+from ect_nb.measure import features, metrics
 from ect_nb.measure.features import INCEPTION, FeatureNetwork
 from ect_nb.measure.metrics import (
     Moments,
@@ -21,6 +23,8 @@ from ect_nb.measure.metrics import (
     precision_recall,
     reference,
 )
+from pathlib import Path
+from scipy import linalg
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -324,13 +328,13 @@ def test_only_the_real_thing_is_called_fid():
         title(clean, 50_000, 50_000),
         title("dinov2_vitl14", 50_000, 50_000),
     ) == ("FID", "clean-FID", "FD-DINOv2")
-    for features, n, n_reference in (
+    for name, n, n_reference in (
         (fid, 10_000, 50_000),
         (fid, 50_000, 10_000),
         (fid + "_converted", 50_000, 50_000),
         ("fashion_mnist_classifier_64", 50_000, 60_000),
     ):
-        assert title(features, n, n_reference) == "FD"
+        assert title(name, n, n_reference) == "FD"
     assert (
         distance(
             draw(normal(14)), Moments(REFERENCE.n, REFERENCE.mean, REFERENCE.scatter, fid)
@@ -377,7 +381,7 @@ def held_out():
 
 @functools.cache
 def held_out_features():
-    return metrics.features(metrics.small_features(), held_out())
+    return metrics.features(features.small_features(), held_out())
 
 
 def test_classifier_is_as_good_as_stated():
@@ -400,7 +404,7 @@ def test_classifier_is_as_good_as_stated():
 
 
 def test_features_do_not_depend_on_the_batch():
-    network, some = metrics.small_features(), held_out().subset(30)
+    network, some = features.small_features(), held_out().subset(30)
     a, b = (
         metrics.features(network, some, batch=7),
         metrics.features(network, some.batch(torch.arange(30)), batch=30),
@@ -412,12 +416,12 @@ def test_features_do_not_depend_on_the_batch():
     )
     for other in (b, held_out_features()[:30]):
         assert (a - other).abs().max() < 1e-5 * a.abs().max()
-    assert metrics.small_features() is network and network.name == "fashion_mnist_classifier_64"
+    assert features.small_features() is network and network.name == "fashion_mnist_classifier_64"
 
 
 def test_shipped_reference_is_that_of_the_training_pictures():
     "Against 1,000 of them forward: a random part of the whole lies where the whole says."
-    train, network = data.load("fashion_mnist_20k"), metrics.small_features()
+    train, network = data.load("fashion_mnist_20k"), features.small_features()
     m = metrics.reference(train, network)
     assert m.n == 20000 and m.features == network.name
     part = metrics.features(
@@ -430,7 +434,7 @@ def test_shipped_reference_is_that_of_the_training_pictures():
 
 
 def test_reference_is_read_only_for_the_same_pictures_and_weights(monkeypatch, tmp_path):
-    network, some = metrics.small_features(), held_out().subset(50)
+    network, some = features.small_features(), held_out().subset(50)
     computed = metrics.reference(some, network)
     assert computed.n == 50 and computed.features == network.name
     same(
@@ -447,11 +451,11 @@ def test_reference_is_read_only_for_the_same_pictures_and_weights(monkeypatch, t
 
 
 def test_floor_is_small_and_noise_is_far():
-    reference = metrics.reference(data.load("fashion_mnist_20k"), metrics.small_features())
+    reference = metrics.reference(data.load("fashion_mnist_20k"), features.small_features())
     floor = distance(held_out_features(), reference)
     noise = distance(
         metrics.features(
-            metrics.small_features(),
+            features.small_features(),
             torch.randn(200, 1, 28, 28, generator=torch.Generator().manual_seed(0)),
         ),
         reference,
@@ -464,11 +468,11 @@ def test_floor_is_small_and_noise_is_far():
 
 
 def test_features_refuse():
-    network = metrics.small_features()
+    network = features.small_features()
     assert "(1, 28, 28)" in refusal(metrics.features, network, torch.zeros(2, 3, 32, 32))
     assert "floats" in refusal(metrics.features, network, held_out().images[:2])
     assert "eval" in refusal(metrics.features, torch.nn.Flatten(), torch.zeros(2, 1, 28, 28))
-    assert "small" in refusal(metrics.small_features, "imagenet64")
+    assert "small" in refusal(features.small_features, "imagenet64")
     assert metrics.features(lambda x: x.flatten(1), torch.zeros(5, 1, 2, 2), batch=2).shape == (
         5,
         4,
@@ -554,7 +558,7 @@ ONCE = """
 import sys, time, torch
 from pathlib import Path
 from ect_nb.io import data
-from ect_nb.measure import metrics
+from ect_nb.measure import features, metrics
 from ect_nb.measure.features import FeatureNetwork
 out, compute = Path(sys.argv[1]), metrics.moments
 def slowly(*a):

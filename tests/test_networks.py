@@ -1,22 +1,26 @@
-import hashlib, json, math
-import numpy as np, pytest, torch
+import hashlib
+import json
+import math
+import numpy as np
+import pytest
+import torch
 import torch.nn.functional as F
-from torch import nn
-from ect_nb.diffusion import Precond
 from ect_nb.analytic import GaussianMixture
+from ect_nb.diffusion import Precond
 from ect_nb.networks import (
+    MLP,
     NCSNPP,
     Block,
-    Conv2d,
-    FourierEmbedding,
-    MLP,
     Classifier,
+    Conv2d,
     Dropout,
+    FourierEmbedding,
     PositionalEmbedding,
     UNet,
     shared_dropout,
     shares_dropout,
 )
+from torch import nn
 
 DEVICES = [
     "cpu",

@@ -1,14 +1,21 @@
 "Files from outside: what stands in them is looked at, bounded, and never run."
 
-import json, os, pickle, socket, struct, subprocess, sys, textwrap, warnings
+import json
 import numpy as np
+import os
 import pytest
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
 import torch
-from PIL import EpsImagePlugin, Image
+import warnings
 from ect_nb import networks
+from ect_nb.diffusion import Precond
 from ect_nb.io import data, pickles, weights
 from ect_nb.measure import atlas, features, metrics
-from ect_nb.diffusion import Precond
+from PIL import EpsImagePlugin, Image
 
 EPS = (
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(/nowhere) (w)"
@@ -146,7 +153,7 @@ def test_a_file_that_is_too_large_or_changes(tmp_path, monkeypatch):
 def test_no_reader_maps_a_file():
     import inspect
 
-    for module in (data, pickles, checkpoints, metrics, atlas):
+    for module in (data, pickles, weights, metrics, atlas):
         source = inspect.getsource(module)
         assert "mmap" not in source and "safe_open" not in source and "load_file" not in source
 

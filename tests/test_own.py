@@ -1,19 +1,24 @@
 """Networks, data and settings of one's own: what cannot be trained is said before anything is
 written, what can be trained keeps what its owner decided."""
 
-import json, math, os, signal, subprocess, sys, time, warnings
+import json
+import math
+import os
+import pytest
+import signal
+import subprocess
+import sys
+import torch
+import warnings
 from dataclasses import dataclass, replace
-from pathlib import Path
-import pytest, torch
-from torch import nn
+from ect_nb.diffusion import Precond
 from ect_nb.io import weights
 from ect_nb.io.data import Pictures
-from ect_nb.diffusion import Precond
 from ect_nb.networks import MLP, UNet, inside
+from ect_nb.schedules import Stages
+from ect_nb.training.loop import Config, code_of, from_json, to_json, train
 from ect_nb.training.runs import RunFolder, checksum, load_state, save_state, stop
-from ect_nb.sampling import sample
-from ect_nb.schedules import LogNormal, Stages
-from ect_nb.training.loop import Config, code_of, from_json, to_json, train, validated
+from torch import nn
 
 CONFIG = Config(kimg=0.032, batch=16)
 

@@ -1,11 +1,20 @@
 "What a pickle may not do, shown with pickles that would do it, and what is read all the same."
 
-import copyreg, hashlib, io, os, pickle, pickletools, struct, sys
-from collections import OrderedDict
-import numpy as np, pytest, torch
-from safetensors.torch import save_file
+import copyreg
 import edm_files
+import hashlib
+import io
+import numpy as np
+import os
+import pickle
+import pickletools
+import pytest
+import struct
+import sys
+import torch
+from collections import OrderedDict
 from ect_nb.io import pickles
+from safetensors.torch import save_file
 
 
 class Touch:

@@ -3,12 +3,10 @@ what hands type."""
 
 import html
 import math
-import re
-
 import pytest
-
-from ect_nb.show import planner
+import re
 from ect_nb.measure.atlas import Atlas, Charted
+from ect_nb.show import planner
 from ect_nb.show.planner import (
     DEVICES,
     LOGS,

@@ -1,17 +1,25 @@
 """Several processes train one run: two real ones, joined by Accelerate over gloo on the CPU,
 against one process alone; stopped, killed, and given different things."""
 
-import json, math, os, signal, socket, subprocess, sys, time
+import json
+import math
+import os
+import pytest
+import signal
+import socket
+import subprocess
+import sys
+import time
+import torch
 from dataclasses import replace
-from pathlib import Path
-import pytest, torch
-from torch import nn
 from ect_nb.diffusion import Precond
 from ect_nb.networks import MLP, UNet
-from ect_nb.training.processes import parts
-from ect_nb.training.runs import RunFolder, checksum, load_state
 from ect_nb.schedules import Stages
 from ect_nb.training.loop import Config, from_json, to_json, train
+from ect_nb.training.processes import parts
+from ect_nb.training.runs import RunFolder, checksum, load_state
+from pathlib import Path
+from torch import nn
 
 HERE = Path(__file__).resolve().parent
 POINTS = torch.randn(48, 2, generator=torch.Generator().manual_seed(0))

@@ -1,13 +1,21 @@
-import itertools, os, re, signal, subprocess, sys, time
+import itertools
+import numpy as np
+import os
+import pytest
+import re
+import signal
+import subprocess
+import sys
+import time
+import torch
 from dataclasses import replace
-from pathlib import Path
-import numpy as np, pytest, torch
-from torch import nn
-from ect_nb.io import data, pickles, weights
-from ect_nb.training import recipes
-from ect_nb.io.data import Pictures
 from ect_nb.diffusion import Precond
+from ect_nb.io import pickles, weights
+from ect_nb.io.data import Pictures
 from ect_nb.networks import UNet
+from ect_nb.schedules import Stages
+from ect_nb.training import recipes
+from ect_nb.training.loop import Config
 from ect_nb.training.recipes import (
     BUDGETS,
     PRESETS,
@@ -17,10 +25,8 @@ from ect_nb.training.recipes import (
     run,
     scaled,
     share_of,
-    with_dropout,
 )
-from ect_nb.schedules import Stages
-from ect_nb.training.loop import Config
+from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = dict(

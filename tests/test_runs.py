@@ -1,8 +1,8 @@
 "The small parts of a run folder; what a whole run does with it stands in test_training.py."
 
 import errno
-import pytest, torch
-from ect_nb.training import loop
+import pytest
+import torch
 from ect_nb.training.runs import (
     RunFolder,
     checksum,
@@ -71,20 +71,3 @@ def test_no_room_is_a_sentence_and_other_errors_pass(tmp_path):
     with pytest.raises(KeyError):
         with room(RunFolder(tmp_path)):
             raise KeyError("x")
-
-
-def test_training_still_offers_what_moved_here():
-    from ect_nb.training import runs
-
-    for name in (
-        "RunFolder",
-        "lock",
-        "open_run",
-        "write_config",
-        "checksum",
-        "pack",
-        "unpack",
-        "save_state",
-        "load_state",
-    ):
-        assert getattr(training, name) is getattr(runs, name) and name in loop.__all__

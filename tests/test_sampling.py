@@ -1,5 +1,7 @@
 import math
-import numpy as np, pytest, torch
+import numpy as np
+import pytest
+import torch
 from ect_nb import sampling
 from ect_nb.sampling import sample
 

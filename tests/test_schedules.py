@@ -1,6 +1,7 @@
 import math
-import numpy as np, pytest, torch
-from scipy import stats
+import numpy as np
+import pytest
+import torch
 from ect_nb.schedules import (
     ConstantMapping,
     LogNormal,
@@ -11,6 +12,7 @@ from ect_nb.schedules import (
     plan,
     stage_facts,
 )
+from scipy import stats
 
 
 def seeded(seed=0):

@@ -1,35 +1,42 @@
 """The trainer in real processes and real files: killed, interrupted, out of room, damaged, it ends
 with the same bits; and what it computes is what the formulas say."""
 
-import json, math, os, random, resource, shutil, signal, sys, time, traceback, warnings
+import json
+import math
+import os
+import pytest
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+import torch
+import traceback
+import warnings
 from dataclasses import replace
-from pathlib import Path
-import pytest, torch
-from safetensors import safe_open
-from torch import nn
-from ect_nb.io import weights
-from ect_nb.training import loop
 from ect_nb.analytic import GaussianMixture
-from ect_nb.io.data import Pictures
 from ect_nb.diffusion import Precond
+from ect_nb.io import weights
+from ect_nb.io.data import Pictures
 from ect_nb.networks import MLP, UNet
 from ect_nb.schedules import ConstantMapping, LogNormal, SigmoidMapping, Stages
+from ect_nb.training import loop
 from ect_nb.training.loop import (
     Config,
-    RunFolder,
-    checksum,
-    choose_precision,
     dice,
     from_json,
     learning_rate,
-    load_state,
-    residual_errors,
     rows,
-    set_precision,
     to_json,
     train,
     update_ema,
 )
+from ect_nb.training.runs import RunFolder, checksum, load_state
+from ect_nb.training.speed import choose_precision, residual_errors, set_precision
+from pathlib import Path
+from safetensors import safe_open
+from torch import nn
 
 # --- helpers: a small run, what it left behind, and ways to stop it
 

@@ -4,7 +4,9 @@ repository names itself.
 It may do so in these forms: a Colab link, `git clone URL`, `git+URL`, and `repository-code` in
 CITATION.cff. All other links to its own files are relative."""
 
-import re, tomllib
+import re
+import tomllib
+from house import pages
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +34,7 @@ def sources(root):
     return [
         p
         for p in [
-            *sorted((root / "nbs").glob("[!._]*.ipynb")),
+            *pages(root),
             root / "CITATION.cff",
             root / "CONTRIBUTING.md",
         ]

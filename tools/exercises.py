@@ -4,12 +4,15 @@ stub, and every copy for a class is made from both.
 `python tools/exercises.py class DIR` writes DIR/student (without solutions) and DIR/teacher
 (solved); `... stubs` renews the stubs in nbs/ after a solution was edited."""
 
-import ast, copy, re, sys
-from dataclasses import dataclass
-from pathlib import Path
+import ast
+import copy
 import nbformat
+import re
+import sys
+from dataclasses import dataclass
+from house import ROOT, pages
+from pathlib import Path
 
-NBS = Path(__file__).resolve().parent.parent / "nbs"
 HEAD = re.compile(r"^### Exercise (★{1,3}) · (\S.*)$", re.M)
 SOLUTION = re.compile(
     r"\n*<details><summary>Solution</summary>\s*```python\n(.*?)\n?```\s*</details>", re.S
@@ -46,7 +49,7 @@ def stub(solution):
         first = node.body[0]
         said = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
         parts.append(lines[start : first.end_lineno if said else first.lineno - 1] + ["    ..."])
-    return "\n\n".join("\n".join(p) for p in parts)
+    return "\n\n\n".join("\n".join(p) for p in parts)
 
 
 def exercises(nb):
@@ -85,19 +88,9 @@ def exercises(nb):
         )
 
 
-def judges(cell):
-    "Whether a cell defines checks: it is exported to them and does more than import."
-    code = "".join(cell["source"])
-    if cell["cell_type"] != "code" or not re.search(r"^#\|\s*export exercises\s*$", code, re.M):
-        return False
-    return any(not isinstance(s, (ast.Import, ast.ImportFrom)) for s in ast.parse(code).body)
-
-
 def student(nb):
-    "A copy without solutions, and without the code of the checks, which holds what they compare."
+    "A copy without solutions."
     nb = copy.deepcopy(nb)
-    last = max((e.at + 2 for e in exercises(nb)), default=-1)
-    nb["cells"] = [c for i, c in enumerate(nb["cells"]) if i <= last or not judges(c)]
     for e in exercises(nb):
         nb["cells"][e.at]["source"] = SOLUTION.sub("", "".join(nb["cells"][e.at]["source"]))
     return nb
@@ -120,7 +113,7 @@ def renew(nb):
 
 
 def main(what=None, folder=None):
-    paths = sorted(NBS.glob("[0-9]*.ipynb"))
+    paths = [p for p in pages() if p.parent.name in ("lessons", "workshop")]
     if what == "stubs":
         for p in paths:
             nb = nbformat.read(p, 4)
@@ -134,9 +127,10 @@ def main(what=None, folder=None):
                 " folder."
             )
         for kind in (student, teacher):
-            (Path(folder) / kind.__name__).mkdir(parents=True)
             for p in paths:
-                nbformat.write(kind(nbformat.read(p, 4)), Path(folder) / kind.__name__ / p.name)
+                copied = Path(folder) / kind.__name__ / p.relative_to(ROOT / "nbs")
+                copied.parent.mkdir(parents=True, exist_ok=True)
+                nbformat.write(kind(nbformat.read(p, 4)), copied)
         print(
             f"{len(paths)} notebooks each in {folder}/student (without solutions) and"
             f" {folder}/teacher (solved)"

@@ -5,24 +5,39 @@ One function each; it yields a sentence for every offence.
 `python tools/gates.py` runs them all on this repository and ends with 1 if any has something to
 say."""
 
-import ast, filecmp, json, re, shutil, subprocess, sys, tempfile, tomllib
-from pathlib import Path
+import address as addresses
+import ast
+import exercises
+import filecmp
+import json
+import re
+import readme
+import settings
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from house import HOUSES, ROOT, pages
 from IPython.core.inputtransformer2 import TransformerManager
 from packaging.requirements import Requirement
-import address as addresses, exercises, readme, settings
+from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
-    ["analytic", "schedules", "networks", "data"],
-    ["diffusion", "losses", "pickles"],
-    ["consistency", "sampling", "checkpoints"],
-    ["features", "bulk"],
-    ["metrics", "runs", "engine", "processes"],
-    ["training"],
-    ["recipes", "atlas", "sweeps", "panels"],
-    ["tradeoff", "live"],
-    ["planner"],
-    ["explore", "relatives", "exercises"],
+    "analytic schedules networks course.check show.pictures io.data",
+    "diffusion losses io.pickles",
+    "consistency sampling io.weights",
+    "training.runs training.speed training.processes",
+    "training.loop",
+    "measure.features measure.bulk",
+    "measure.metrics measure.sweeps",
+    "training.recipes measure.atlas",
+    "show.panels",
+    "show.flow show.tuning",
+    "show.tradeoff show.live",
+    "show.planner",
+    "show.explorer course.lesson_01 course.lesson_02 course.lesson_03 course.lesson_04"
+    " course.lesson_05 course.lesson_06 course.lesson_07",
 ]  # lowest first; within a layer nobody imports a neighbour
 HEAVY = {
     "torchvision",
@@ -39,10 +54,15 @@ HEAVY = {
 # What the gates read
 
 
-def notebooks(root, pattern="[!._]*.ipynb"):
-    "(name, notebook) of all notebooks, or of the lessons with `pattern` '[0-9]*.ipynb'."
-    for path in sorted((root / "nbs").glob(pattern)):
-        yield f"nbs/{path.name}", json.loads(path.read_text())
+def notebooks(root, house=None):
+    "(name, notebook) of all notebooks, or of one house."
+    for path in pages(root, house):
+        yield str(path.relative_to(root)), json.loads(path.read_text())
+
+
+def in_houses(root):
+    "(house, name, notebook) of all notebooks but the index."
+    return ((house, *page) for house in HOUSES for page in notebooks(root, house))
 
 
 def cells(nb, kind):
@@ -77,17 +97,27 @@ def is_import(node):
     return isinstance(node, (ast.Import, ast.ImportFrom))
 
 
-def imported(node):
-    """Dotted names that an import statement of the package refers to, `ect_nb.x` for `from .x` and
-    `from . import x`."""
+def imported(node, module=""):
+    """Dotted names that an import statement of `module` (dotted, under ect_nb) refers to: for `from
+    .x import y` both ect_nb.x and ect_nb.x.y."""
     if isinstance(node, ast.Import):
         return [a.name for a in node.names]
-    module = "ect_nb" + "." * bool(node.module) + (node.module or "") if node.level else node.module
-    return [f"ect_nb.{a.name}" for a in node.names] if module == "ect_nb" else [module]
+    start = node.module or ""
+    if node.level:
+        above = ["ect_nb", *module.split(".")][: -node.level]
+        start = ".".join([*above, *filter(None, [node.module])])
+    return [start, *(f"{start}.{a.name}" for a in node.names)]
+
+
+def files(root):
+    "{dotted name under ect_nb: path} of its modules."
+    top = root / "ect_nb"
+    found = {p.relative_to(top).with_suffix(""): p for p in sorted(top.rglob("[!_]*.py"))}
+    return {".".join(name.parts): path for name, path in found.items()}
 
 
 def modules(root):
-    return {p.stem: ast.parse(p.read_text()) for p in sorted((root / "ect_nb").glob("[!_]*.py"))}
+    return {name: ast.parse(path.read_text()) for name, path in files(root).items()}
 
 
 def tracked(root):
@@ -167,17 +197,18 @@ def lock(root):
 
 
 def spine(root):
-    "every lesson has title, subtitle, badge, objectives, recap and Next"
-    for name, nb in notebooks(root, "[0-9]*.ipynb"):
+    "every page has title, subtitle, badge, objectives, recap and Next; lessons are numbered"
+    for house, name, nb in in_houses(root):
         texts = [s for _, s, _ in cells(nb, "markdown")] or [""]
-        number, stem, (url, branch) = name[4:6], name[4:], addresses.address(root)
-        badge = rf"colab-badge\.svg\)\]\(https://colab\.research\.google\.com/github/{re.escape('/'.join(url.split('/')[-2:]))}/blob/{branch}/{re.escape(name)}\)"
+        stem, (url, branch) = Path(name).stem, addresses.address(root)
+        slug = "/".join(url.split("/")[-2:])
+        link = f"https://colab.research.google.com/github/{slug}/blob/{branch}/{name}"
+        number = f"{stem[:2]} · " if stem[:2].isdigit() else ""
         parts = {
-            f"a title '# {number} · ...' in its first cell": re.match(
-                rf"# {number} · \S", texts[0]
-            ),
+            f"a title '# {number}...' in its first cell": re.match(rf"# {number}\w", texts[0]),
             "a subtitle '> ...' under its title": re.search(r"^> \S", texts[0], re.M),
-            f"the Colab badge of {stem} in its first cell": re.search(badge, texts[0]),
+            f"the Colab badge of {name} in its first cell": f"colab-badge.svg)]({link})"
+            in texts[0],
             "a cell beginning '**You will be able to**'": any(
                 t.startswith("**You will be able to**") for t in texts
             ),
@@ -191,10 +222,36 @@ def spine(root):
                 yield f"{name} lacks {part}: add it."
 
 
+def chain(root):
+    "from every page the first links after **Next:** lead through its house to the index"
+    for house in HOUSES:
+        after = {}
+        for name, nb in notebooks(root, house):
+            last = [s for _, s, _ in cells(nb, "markdown")][-1]
+            link = re.search(r"^\*\*Next:\*\*.*?\]\(([\w./-]+\.ipynb)", last, re.M)
+            after[name] = link and str((root / name).parent.joinpath(link[1]).resolve())
+        here = {str((root / name).resolve()): name for name in after}
+        ends = [name for name in after if after[name] not in here]
+        wanted = str((root / "nbs" / "index.ipynb").resolve())
+        for name in ends:
+            if after[name] != wanted:
+                yield f"{name}: its Next leaves the house for {after[name]}: end at the index."
+        followed = [here[a] for a in after.values() if a in here]
+        first = [name for name in after if name not in followed]
+        walked, name = [], first[0] if first else None
+        while name and name not in walked:
+            walked.append(name)
+            name = here.get(after[name])
+        if lost := sorted(set(after) - set(walked)):
+            yield f"nbs/{house}: following Next from {first[:1]} never reaches {', '.join(lost)}."
+
+
 def theory(root):
     """the lessons of the theory, 01 to 07, ask before they show, have a panel with questions, and
     three exercises with hints and checks"""
-    for name, nb in notebooks(root, "0[1-7]_*.ipynb"):
+    for name, nb in notebooks(root, "lessons"):
+        if not re.match(r"0[1-7]_", Path(name).name):
+            continue
         prose, code = (
             "\n\n".join(s for _, s, _ in cells(nb, kind)) for kind in ("markdown", "code")
         )
@@ -211,7 +268,7 @@ def theory(root):
                 " add them."
             )
         try:
-            found = list(check.exercises(nb))
+            found = list(exercises.exercises(nb))
         except ValueError as error:
             yield f"{name}: {error}."
             continue
@@ -234,8 +291,10 @@ def theory(root):
 
 
 def first_picture(root):
-    "the first picture comes by the third code cell after set-up and imports"
-    for name, nb in notebooks(root, "[0-9]*.ipynb"):
+    "in lessons and workshop the first picture comes by the third code cell after set-up and imports"
+    for house, name, nb in in_houses(root):
+        if house == "inside":
+            continue
         pictures = {i for i, out in outputs(nb) if "image/png" in out.get("data", {})}
         work = [
             i
@@ -244,7 +303,7 @@ def first_picture(root):
             and not all(map(is_import, statements(source)))
         ]
         if not pictures:
-            yield f"{name} stores no picture: run make notebooks NAMES={name[4:-6]}, or add one."
+            yield f"{name} stores no picture: run make notebooks NAMES={Path(name).stem}, or add one."
         elif len(work) >= 3 and min(pictures) > work[2]:
             yield (
                 f"{name} shows its first picture in cell {min(pictures)}, after the third code"
@@ -291,7 +350,7 @@ def alt_text(root):
 def light_outputs(root):
     "no widget state, no output over 300 kB, no notebook over 1 MB, no stored error"
     for name, nb in notebooks(root):
-        again = f"run make notebooks NAMES={name[4:-6]}"
+        again = f"run make notebooks NAMES={Path(name).stem}"
         if "widgets" in nb["metadata"]:
             yield f"{name} stores the state of widgets: {again}, which drops it."
         if (root / name).stat().st_size > 1_000_000:
@@ -307,21 +366,16 @@ def light_outputs(root):
 
 def layers(root):
     "exported modules import only from lower layers"
-    level = {module: k for k, layer in enumerate(LAYERS) for module in layer}
+    level = {module: k for k, layer in enumerate(LAYERS) for module in layer.split()}
     for module, tree in modules(root).items():
         if module not in level:
-            yield f"ect_nb/{module}.py stands in no layer: add it to LAYERS in tools/gates.py."
+            yield f"ect_nb.{module} stands in no layer: add it to LAYERS in tools/gates.py."
             continue
-        for name in {
-            n
-            for node in ast.walk(tree)
-            if is_import(node)
-            for n in imported(node)
-            if n.startswith("ect_nb.")
-        }:
-            if level.get(name.split(".")[1], -1) >= level[module]:
+        found = {n for node in ast.walk(tree) if is_import(node) for n in imported(node, module)}
+        for name in sorted(n.removeprefix("ect_nb.") for n in found):
+            if level.get(name, -1) >= level[module]:
                 yield (
-                    f"ect_nb/{module}.py imports {name}, which is not in a lower layer: move one of"
+                    f"ect_nb.{module} imports {name}, which is not in a lower layer: move one of"
                     " the two."
                 )
 
@@ -339,16 +393,14 @@ def light_imports(root):
     for module, tree in modules(root).items():
         for name in sorted({n.split(".")[0] for node in top(tree) for n in imported(node)} & HEAVY):
             yield (
-                f"ect_nb/{module}.py imports {name} at its top: import it inside the functions that"
+                f"ect_nb.{module} imports {name} at its top: import it inside the functions that"
                 " use it."
             )
 
 
 def pictures_opened(root):
     "pictures are opened by data.open_picture alone, which names the formats it means"
-    sources = [
-        (f"ect_nb/{p.name}", p.read_text()) for p in sorted((root / "ect_nb").glob("[!_]*.py"))
-    ]
+    sources = [(f"ect_nb.{name}", path.read_text()) for name, path in files(root).items()]
     sources += [
         (f"{name} cell {i}", source)
         for name, nb in notebooks(root)
@@ -371,7 +423,8 @@ def pictures_opened(root):
                 taken
                 or opens
                 and not (
-                    re.match(r"ect_nb/data\.py|nbs/09_data", name) and "formats=FORMATS" in source
+                    re.match(r"ect_nb\.io\.data|nbs/workshop/your_pictures", name)
+                    and "formats=FORMATS" in source
                 )
             ):
                 yield (
@@ -416,14 +469,19 @@ def export_and_clean(root):
             shutil.copytree(
                 root / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", ".*")
             )
-        for generated in (copy / "ect_nb").glob("[!_]*.py"):
-            generated.unlink()
+        for generated in (copy / "ect_nb").rglob("[!_]*.py"):
+            generated.write_text("")  # `#| export other.module` wants its file to be there
         for tool in ("nbdev-export", "nbdev-clean"):
             subprocess.run(
                 [Path(sys.executable).parent / tool], cwd=copy, check=True, capture_output=True
             )
         for folder, pattern in (("nbs", "[!._]*.ipynb"), ("ect_nb", "*.py")):
-            names = {p.name for top in (root, copy) for p in (top / folder).glob(pattern)}
+            names = {
+                str(p.relative_to(top / folder))
+                for top in (root, copy)
+                for p in (top / folder).rglob(pattern)
+                if not re.search(r"/(\.|__pycache__)", str(p.relative_to(top)))
+            }
             _, changed, missing = filecmp.cmpfiles(
                 root / folder, copy / folder, names, shallow=False
             )
@@ -440,6 +498,7 @@ GATES = [
     readme_current,
     lock,
     spine,
+    chain,
     theory,
     first_picture,
     code_cells,

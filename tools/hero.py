@@ -1,15 +1,13 @@
 """Write nbs/images/hero.png, the picture at the top of the README: what the cell of 00 marked `#|
 hero` showed last."""
 
-import base64, json
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
+import base64
+from house import ROOT, page, read
 
 
 def hero(root):
     "The PNG bytes of that picture; None while 00 stores none."
-    cells = json.loads((root / "nbs" / "00_sixty_seconds.ipynb").read_text())["cells"]
+    cells = read(page("00_sixty_seconds", root))["cells"]
     shown = [
         o["data"]["image/png"]
         for c in cells

@@ -2,7 +2,9 @@
 
 Further arguments go to JupyterLab."""
 
-import os, sys, webbrowser
+import os
+import sys
+import webbrowser
 from pathlib import Path
 
 

@@ -1,8 +1,9 @@
 """Write requirements.lock: the newest versions that fit pyproject.toml, for Python 3.11 to 3.13 on
 every system, as names, versions and markers."""
 
-import subprocess, sys
 import setup
+import subprocess
+import sys
 
 uv = setup.find_uv()
 if not uv:

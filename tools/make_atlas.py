@@ -9,16 +9,18 @@ usage: python tools/make_atlas.py [--folder runs] [--n 1000] [--kimgs 1 2 4 8 16
 records: for runs that were measured on a busy machine. All of one network share a time for each way
 to sample."""
 
-import argparse, json, time
-from pathlib import Path
+import argparse
+import json
+import time
 import torch
-from tqdm import tqdm
+from ect_nb.diffusion import heun, karras_times
 from ect_nb.io import data, weights
 from ect_nb.measure.atlas import TIMES, Atlas, survey, survey_walk
-from ect_nb.diffusion import heun, karras_times
 from ect_nb.measure.features import small_features
-from ect_nb.training.runs import RunFolder
 from ect_nb.sampling import sample
+from ect_nb.training.runs import RunFolder
+from pathlib import Path
+from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 

@@ -9,12 +9,16 @@ their own. `folder` holds CIFAR-10 (Krizhevsky 2009), which the kit does not red
 moments of the training pictures' features are computed where CIFAR-10 is at hand,
 `metrics.reference`."""
 
-import argparse, os, platform, sys, time
-from pathlib import Path
+import argparse
+import os
+import platform
+import sys
+import time
 import torch
-from torch.nn import functional as F
 from ect_nb.io import data, weights
 from ect_nb.networks import Classifier
+from pathlib import Path
+from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from make_fashion_classifier import accuracy, processor

@@ -10,16 +10,16 @@ ends the call after so long, for machines that are lent by the minute; `--scale 
 everything with a thousandth of the pictures. Then `python tools/make_atlas.py --pack` packs what
 was measured into data/atlas."""
 
-import argparse, time
-from dataclasses import replace
-from pathlib import Path
+import argparse
+import time
 import torch
-from tqdm import tqdm
 from ect_nb.io import data, weights
 from ect_nb.measure import features
 from ect_nb.measure.atlas import TIMES, survey, survey_walk
 from ect_nb.training.recipes import PRESETS, run, scaled
 from ect_nb.training.runs import RunFolder
+from pathlib import Path
+from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 

@@ -7,13 +7,15 @@ CPU core
 Writes the moments of the training pictures' features too, to
 data/fashion_mnist_statistics.safetensors, so that nobody has to compute them again."""
 
-import argparse, os, platform, time
-from pathlib import Path
+import argparse
+import platform
+import time
 import torch
-from torch.nn import functional as F
 from ect_nb.io import data, weights
-from ect_nb.measure import metrics
+from ect_nb.measure import features, metrics
 from ect_nb.networks import Classifier
+from pathlib import Path
+from torch.nn import functional as F
 
 OUT = Path(__file__).resolve().parents[1] / "data" / "fashion_mnist_classifier.safetensors"
 BATCH, RATE, DECAY, SMOOTHING, SHIFT = 128, 3e-3, 0.05, 0.1, 1
@@ -51,7 +53,7 @@ def main():
         metrics.save_reference(
             OUT.with_name("fashion_mnist_statistics.safetensors"),
             data.load("fashion_mnist_20k"),
-            metrics.small_features(),
+            features.small_features(),
         )
     print(facts)
 

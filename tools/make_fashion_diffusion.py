@@ -6,14 +6,15 @@ tools/make_fashion_diffusion.py --kimg 360 --lr 7e-4 --init FILE --folder runs/l
 helping for the weights in FILE Resumable: the same command goes on where it stopped."""
 
 import argparse
-from pathlib import Path
 import torch
-from tqdm import tqdm
-from ect_nb.io import data, weights
 from ect_nb.diffusion import Precond, heun, karras_times
-from ect_nb.show.explorer import tile
+from ect_nb.io import data, weights
 from ect_nb.networks import UNet
-from ect_nb.training.loop import Config, RunFolder, train
+from ect_nb.show.pictures import tile
+from ect_nb.training.loop import Config, train
+from ect_nb.training.runs import RunFolder
+from pathlib import Path
+from tqdm import tqdm
 
 NETWORK = dict(
     resolution=28,

@@ -9,9 +9,11 @@ by Debian's package dataset-fashion-mnist; their md5 is checked. OUT is data/fas
 given. Writes two contact sheets, two files of labels, LICENSE and README.md, and prints the
 constants that ect_nb.io.data checks. About 25 s; needs numpy and pillow."""
 
-import gzip, hashlib, sys
-from pathlib import Path
+import gzip
+import hashlib
 import numpy as np
+import sys
+from pathlib import Path
 from PIL import Image, features
 
 ACROSS = 100

@@ -5,14 +5,14 @@ usage: python tools/make_fashion_runs.py [--inits diffusion scratch] [--seeds 0 
 [--device cpu] [--folder runs]"""
 
 import argparse
-from pathlib import Path
 import torch
-from tqdm import tqdm
-from ect_nb.io import data, weights
 from ect_nb.diffusion import Precond
+from ect_nb.io import data, weights
 from ect_nb.networks import UNet
 from ect_nb.schedules import Stages
 from ect_nb.training.loop import Config, train
+from pathlib import Path
+from tqdm import tqdm
 
 NETWORK = dict(
     resolution=28,

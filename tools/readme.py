@@ -1,7 +1,10 @@
 """Write README.md from nbs/index.ipynb: prose as it is, code in fences, pictures as files under
 nbs/images, links as seen from the root."""
 
-import base64, json, posixpath, re
+import base64
+import json
+import posixpath
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -3,13 +3,20 @@
 The output of a cell with the line `#| tour-table` (nbdev-clean keeps comments, but not tags) is
 printed at the end."""
 
-import argparse, ast, base64, copy, os, re, sys, time
-from pathlib import Path
+import argparse
+import ast
+import base64
+import copy
 import nbformat
+import os
+import re
+import sys
+import time
+from house import page, pages
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from pathlib import Path
 
-NBS = Path(__file__).resolve().parent.parent / "nbs"
 VIEW = "application/vnd.jupyter.widget-view+json"
 PAGE = """{% extends 'lab/index.html.j2' %}{% block extra_css %}<style>
 .jp-InputArea-editor, .jp-OutputArea-output { overflow-x: auto } img { max-width: 100%; height: auto }
@@ -128,7 +135,7 @@ def write_html(nb, path):
     leaves out."""
     from nbconvert import HTMLExporter
 
-    resources = {"metadata": {"path": str(NBS), "name": title(nb, path.stem)}}
+    resources = {"metadata": {"path": str(path.parent), "name": title(nb, path.stem)}}
     html, _ = HTMLExporter(
         raw_template=PAGE, embed_images=True, language_code="en"
     ).from_notebook_node(printed(nb), resources=resources)
@@ -173,11 +180,11 @@ def main():
     args = parser.parse_args()
     if args.save and args.seed is not None:
         sys.exit("run_notebooks: stored outputs are those of SEED = 0: leave out --seed or --save.")
-    paths = [NBS / f"{n}.ipynb" for n in args.names] or sorted(NBS.glob("[!._]*.ipynb"))
-    missing = [p.name for p in paths if not p.exists()]
+    paths = [page(n) for n in args.names] or pages()
+    missing = [n for n, p in zip(args.names, paths) if p is None]
     if missing:
         sys.exit(
-            f"run_notebooks: there is no {', '.join(missing)} in nbs/; give names such as"
+            f"run_notebooks: there is no page {', '.join(missing)} in nbs/; give names such as"
             " 00_sixty_seconds."
         )
     for folder in filter(None, (args.html, args.pictures)):

@@ -1,6 +1,7 @@
 "Write settings.ini: the facts of pyproject.toml in the form that nbdev 2.4 reads."
 
-import re, tomllib
+import re
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent

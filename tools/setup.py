@@ -3,7 +3,11 @@
 Standard library only, and readable by any Python from 3.6 on, so that an old one can say which is
 needed."""
 
-import hashlib, os, shutil, subprocess, sys
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,7 +6,7 @@
 __all__ = ['check', 'compare']
 
 # %% ../../nbs/inside/checks.ipynb #fe8745d8
-import functools, math
+import functools
 import torch
 
 # %% ../../nbs/inside/checks.ipynb #b85b9a37

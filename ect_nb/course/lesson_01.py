@@ -6,7 +6,9 @@
 __all__ = ['check_spread', 'check_posterior_variance', 'check_end_of_path']
 
 # %% ../../nbs/inside/checks_01.ipynb #7e5cc01b
+import math
 import re
+import torch
 from ..analytic import GaussianMixture, ideal_denoiser
 from .check import check, compare
 

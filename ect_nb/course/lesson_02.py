@@ -6,10 +6,11 @@
 __all__ = ['check_evaluations', 'check_midpoint', 'check_stop_early']
 
 # %% ../../nbs/inside/checks_02.ipynb #3f73dc55
-import math, torch
+import math
+import torch
 from ..analytic import GaussianMixture
-from ..diffusion import euler, karras_times
 from .check import check, compare
+from ..diffusion import euler, karras_times
 
 # %% ../../nbs/inside/checks_02.ipynb #7bbc1595
 def _walk_cost(steps, order):

@@ -6,7 +6,8 @@
 __all__ = ['check_bounded', 'check_next_mean', 'check_drifting']
 
 # %% ../../nbs/inside/checks_03.ipynb #d405455c
-import math, torch
+import math
+import torch
 from ..analytic import GaussianMixture
 from ..consistency import jumps
 from .check import check, compare

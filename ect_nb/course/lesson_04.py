@@ -6,10 +6,12 @@
 __all__ = ['check_edge', 'check_ict', 'check_schedule']
 
 # %% ../../nbs/inside/checks_04.ipynb #ff0ab7ce
+import math
+import torch
+from .check import check, compare
 from ..diffusion import karras_times
 from ..schedules import LogNormal, SigmoidMapping, Stages, plan
 from ..training.loop import Config, validated
-from .check import check, compare
 
 # %% ../../nbs/inside/checks_04.ipynb #eec4b8ee
 def _crossing(holds, low, high):

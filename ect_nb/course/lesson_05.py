@@ -9,10 +9,10 @@ __all__ = ['check_row_loss', 'check_root', 'check_fitting_weight']
 import math
 import torch
 from ..analytic import GaussianMixture
+from .check import check, compare
 from ..diffusion import Precond
 from ..losses import edm, inverse_gap
 from ..schedules import LogNormal, SigmoidMapping
-from .check import check, compare
 
 # %% ../../nbs/inside/checks_05.ipynb #9dde8a22
 def _row_slips(delta, gap, t, c):

@@ -6,16 +6,16 @@
 __all__ = ['check_half_life', 'check_target', 'check_recipe']
 
 # %% ../../nbs/inside/checks_06.ipynb #477c6326
-from dataclasses import fields, replace
 import torch
-from torch import nn
+from dataclasses import fields, replace
 from ..analytic import GaussianMixture
+from .check import check, compare
 from ..diffusion import Precond
+from ..measure.sweeps import ask, sweep
 from ..networks import MLP
 from ..schedules import LogNormal, Stages
-from ..measure.sweeps import ask, sweep
 from ..training.loop import Config
-from .check import check, compare
+from torch import nn
 
 # %% ../../nbs/inside/checks_06.ipynb #649349ee
 def _steps_to_half(beta):

@@ -8,8 +8,8 @@ __all__ = ['check_two_steps', 'check_best_second_time', 'check_width_after']
 # %% ../../nbs/inside/checks_07.ipynb #2677c5f4
 import torch
 from ..analytic import GaussianMixture
-from ..sampling import multistep
 from .check import check, compare
+from ..sampling import multistep
 
 # %% ../../nbs/inside/checks_07.ipynb #6ea9df5e
 def _two_step_slips(f, x, z1, z2, t1, t2):

@@ -7,10 +7,19 @@ __all__ = ['FORMATS', 'PIXELS', 'GARMENTS', 'THINGS', 'SETS', 'home', 'find', 'r
            'Pictures', 'read_idx', 'read_cifar10', 'read_picture', 'load_folder', 'load', 'statistics']
 
 # %% ../../nbs/workshop/your_pictures.ipynb #4865aa8e
-import functools, gzip, hashlib, importlib.util, io, os, pickletools, stat, warnings, zlib
-from pathlib import Path
+import functools
+import gzip
+import hashlib
+import importlib.util
+import io
 import numpy as np
+import os
+import pickletools
+import stat
 import torch
+import warnings
+import zlib
+from pathlib import Path
 
 # %% ../../nbs/workshop/your_pictures.ipynb #93f78d5f
 def home():

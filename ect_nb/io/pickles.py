@@ -6,12 +6,22 @@
 __all__ = ['ALLOWED', 'MAX_BYTES', 'MAX_STEPS', 'MAX_NAMES', 'imitate', 'Record', 'Refused', 'kind', 'read', 'modules', 'tensors']
 
 # %% ../../nbs/inside/pickles.ipynb #62cc181e
-import hashlib, inspect, io, itertools, math, pickle, pickletools, re, struct, sys, types
+import hashlib
+import inspect
+import io
+import itertools
+import math
+import pickle
+import pickletools
+import re
+import struct
+import sys
+import torch
+import types
 from dataclasses import dataclass, field
+from . import data
 from pathlib import Path
 from unittest.mock import patch
-import torch
-from . import data
 
 # %% ../../nbs/inside/pickles.ipynb #c93ad959
 def imitate(model, path):

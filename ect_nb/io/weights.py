@@ -7,13 +7,22 @@ __all__ = ['BUILDERS', 'MAX_BYTES', 'LICENCE', 'TEACHERS', 'write_atomically', '
            'read_tensors', 'load', 'load_edm', 'digest', 'edm_facts', 'convert', 'fetch', 'teacher']
 
 # %% ../../nbs/inside/weights.ipynb #9cd3998f
-import errno, hashlib, http.client, json, math, os, re, time, urllib.error, urllib.request, warnings
-from pathlib import Path
+import errno
+import hashlib
+import http.client
+import json
+import math
+import os
+import re
+import time
 import torch
-from torch import nn
+import urllib.error
+import urllib.request
+import warnings
 from .. import networks
-from . import data, pickles
 from ..diffusion import Precond
+from . import data, pickles
+from pathlib import Path
 
 # %% ../../nbs/inside/weights.ipynb #ca8f1b95
 def write_atomically(path, data):

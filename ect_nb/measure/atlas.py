@@ -6,17 +6,21 @@
 __all__ = ['FIELDS', 'TIMES', 'VERSION', 'PUBLISHED', 'check_record', 'survey', 'survey_walk', 'Charted', 'read_run', 'Atlas']
 
 # %% ../../nbs/inside/atlas.ipynb #fd961147
-import hashlib, io, json, math, warnings
-from dataclasses import dataclass, field
-from pathlib import Path
+import hashlib
+import io
+import json
+import math
 import numpy as np
 import torch
-from ..io import weights
-from . import metrics
-from ..io.data import contents, find, open_picture
+import warnings
+from dataclasses import dataclass, field
 from ..diffusion import heun, karras_times
-from ..training.runs import RunFolder
+from ..io import weights
+from ..io.data import contents, find, open_picture
+from . import metrics
 from ..sampling import sample, told
+from ..training.runs import RunFolder
+from pathlib import Path
 
 # %% ../../nbs/inside/atlas.ipynb #92cf924d
 FIELDS = dict(

@@ -6,14 +6,18 @@
 __all__ = ['BLOCK', 'noise', 'Speed', 'whole_weights', 'draw', 'save_npz']
 
 # %% ../../nbs/inside/bulk.ipynb #3bc43dbe
-import math, os, time, zipfile
+import math
+import numpy as np
+import os
+import time
+import torch
+import zipfile
+from ..diffusion import falling
+from ..networks import classes_of
+from ..sampling import steps
 from itertools import chain
 from pathlib import Path
-import numpy as np
-import torch
 from torch import nn
-from ..diffusion import falling
-from ..sampling import classes_of, steps
 
 # %% ../../nbs/inside/bulk.ipynb #bd10eeb7
 BLOCK = 32

@@ -7,13 +7,19 @@ __all__ = ['INCEPTION', 'resize', 'quantise', 'FeatureNetwork', 'features', 'sma
            'dinov2', 'at_hand']
 
 # %% ../../nbs/inside/features.ipynb #f5cd6069
-import functools, hashlib, importlib, os, shutil, tempfile, warnings
-from pathlib import Path
+import functools
+import hashlib
+import importlib
 import numpy as np
+import os
+import shutil
+import tempfile
 import torch
-from torch import nn
+import warnings
 from ..io import data, weights
 from ..networks import Classifier
+from pathlib import Path
+from torch import nn
 
 # %% ../../nbs/inside/features.ipynb #296354ce
 def resize(x, size, how):

@@ -7,21 +7,19 @@ __all__ = ['frechet_distance', 'Moments', 'moments', 'save_reference', 'referenc
            'Share', 'precision_recall', 'nearest', 'memorised', 'measure']
 
 # %% ../../nbs/workshop/measure.ipynb #6c8e9dfe
-import hashlib, math, os, platform, time, warnings
-from dataclasses import dataclass
-from pathlib import Path
+import hashlib
+import math
 import numpy as np
+import os
+import platform
+import time
 import torch
+import warnings
+from dataclasses import dataclass
 from ..io import data, weights
-from ect_nb.measure.features import (
-    INCEPTION,
-    FeatureNetwork,
-    features,
-    quantise,
-    random_features,
-    small_features,
-)
+from .features import INCEPTION, features, quantise
 from ..sampling import sample, told
+from pathlib import Path
 
 # %% ../../nbs/workshop/measure.ipynb #bdc2dd69
 def frechet_distance(mu1, cov1, mu2, cov2):
@@ -394,8 +392,8 @@ def _at_zero(x, rows, to_reference, parts):
 # %% ../../nbs/workshop/measure.ipynb #1e6f5620
 @dataclass(frozen=True)
 class Share:
-    """A share of `n` rows: `value`, and the interval `low` to `high` of its counting (Wilson, 95
-    %), which knows nothing of other sources of error."""
+    """A share of `n` rows: `value`, and the interval `low` to `high` of its counting (Wilson's,
+    95 %), which knows nothing of other sources of error."""
 
     value: float
     low: float

@@ -6,15 +6,16 @@
 __all__ = ['MLPs', 'together', 'apart', 'ask', 'Sweeping', 'sweep']
 
 # %% ../../nbs/inside/sweeps.ipynb #d74d0e83
-import copy, math
-from dataclasses import replace
+import copy
+import math
 import torch
-from torch import nn
 import torch.nn.functional as F
+from dataclasses import replace
 from .. import losses
-from ..training import loop
 from ..diffusion import Precond
 from ..networks import MLP
+from ..training import loop
+from torch import nn
 
 # %% ../../nbs/inside/sweeps.ipynb #dc1b08f8
 class MLPs(nn.Module):

@@ -6,22 +6,16 @@
 __all__ = ['evaluations', 'read_times', 'live_panel']
 
 # %% ../../nbs/workshop/live.ipynb #2ef698b9
-import asyncio, io, math, time
+import asyncio
+import io
+import math
+import time
 import torch
 from ..diffusion import ask, falling
-from ect_nb.show.panels import (
-    Tuning,
-    background,
-    complaint,
-    dimmed,
-    draw_png,
-    guard,
-    image_html,
-    images_figure,
-    readout_html,
-    tile,
-)
 from ..sampling import noises, steps
+from .panels import background, complaint, dimmed, guard, readout_html
+from .pictures import draw_png, image_html, images_figure, tile
+from .tuning import Tuning
 
 # %% ../../nbs/workshop/live.ipynb #d6fb8288
 def evaluations(model, z, times, generator=None):

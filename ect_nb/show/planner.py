@@ -8,12 +8,15 @@ __all__ = ['SPEEDS', 'UNTIMED', 'DATA', 'BATCH', 'DEVICES', 'PARAMETERS', 'COLD'
            'plan_lines', 'plan_words', 'untimed_lines', 'PlanPicture', 'typed', 'planner']
 
 # %% ../../nbs/workshop/planner.ipynb #c8f9d843
-import html, math, re
+import html
+import math
+import re
 from dataclasses import dataclass
 from ..measure.atlas import PUBLISHED
-from .panels import COLORS, guard, image_html, quick_png
-from ..training.recipes import PRESETS
+from .panels import guard
+from .pictures import COLORS, image_html, quick_png
 from .tradeoff import budgets, curve, tuned, walk_of
+from ..training.recipes import PRESETS
 
 # %% ../../nbs/workshop/planner.ipynb #4131a8b1
 def _speed(device, data, low, high, how, source):

@@ -9,11 +9,13 @@ __all__ = ['Setting', 'setting', 'curve', 'budgets', 'tuned', 'walk_of', 'evalua
            'compare_words', 'compare_figure', 'start_figure']
 
 # %% ../../nbs/inside/tradeoff.ipynb #cb7e63db
-import html, io, math
-from dataclasses import dataclass
+import html
+import io
+import math
 import numpy as np
 import torch
-from .panels import COLORS, image_html, tile
+from dataclasses import dataclass
+from .pictures import COLORS, image_html, tile
 
 # %% ../../nbs/inside/tradeoff.ipynb #697b91fa
 @dataclass(frozen=True)

@@ -4,30 +4,28 @@
 
 # %% auto #0
 __all__ = ['Config', 'to_json', 'from_json', 'code_of', 'seed_of', 'dice', 'rows', 'learning_rate', 'update_ema', 'batch_of',
-           'draw', 'train_step', 'Progress', 'facts_of', 'train', 'validated', 'looked_at', 'try_once', 'RunFolder',
-           'lock', 'open_run', 'write_config', 'checksum', 'pack', 'unpack', 'save_state', 'load_state',
-           'set_precision', 'fast_precisions', 'residual_errors', 'choose_precision', 'device_name']
+           'draw', 'train_step', 'Progress', 'facts_of', 'train', 'validated', 'looked_at', 'try_once']
 
 # %% ../../nbs/lessons/06_training.ipynb #3eedf5a7
-import ast, copy, importlib, inspect, json, math, textwrap, time, warnings, zlib
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, fields, is_dataclass
-from functools import lru_cache, partial
+import ast
+import copy
+import importlib
+import inspect
+import json
+import math
 import numpy as np
+import textwrap
+import time
 import torch
 import torch.nn.functional as F
-from torch import nn
+import warnings
+import zlib
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, fields, is_dataclass
 from .. import losses, schedules
 from ..io import weights
-from ect_nb.training.speed import (
-    choose_precision,
-    compile_in_place,
-    fast_precisions,
-    optimizer_of,
-    residual_errors,
-    set_precision,
-)
 from ..networks import classes_of, dtype_of, inside, shares_dropout
+from ..schedules import LogNormal, SigmoidMapping, Stages
 from .processes import Team, _add_up, _agree, _average_buffers, parts
 from ect_nb.training.runs import (
     RunFolder,
@@ -47,25 +45,16 @@ from ect_nb.training.runs import (
     whole_steps,
     write_config,
 )
-from ..schedules import LogNormal, SigmoidMapping, Stages
-
-# %% ../../nbs/lessons/06_training.ipynb #e7fd8f6a
-_all_ = [
-    "RunFolder",
-    "lock",
-    "open_run",
-    "write_config",
-    "checksum",
-    "pack",
-    "unpack",
-    "save_state",
-    "load_state",
-    "set_precision",
-    "fast_precisions",
-    "residual_errors",
-    "choose_precision",
-    "device_name",
-]  # offered here too
+from ect_nb.training.speed import (
+    choose_precision,
+    compile_in_place,
+    fast_precisions,
+    optimizer_of,
+    residual_errors,
+    set_precision,
+)
+from functools import lru_cache, partial
+from torch import nn
 
 # %% ../../nbs/lessons/06_training.ipynb #2646f2f1
 @dataclass(frozen=True)

@@ -8,19 +8,29 @@ __all__ = ['PRESETS', 'BUDGETS', 'MOST', 'LONGEST', 'WIDEST', 'Preset', 'presets
            'main']
 
 # %% ../../nbs/workshop/cifar10.ipynb #c943e36b
-import argparse, ast, io, math, os, re, shutil, signal, sys, threading, time
+import argparse
+import ast
+import io
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+import torch
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-import torch
-from torch import nn
+from ..diffusion import Precond, heun, karras_times
 from ..io import data, weights
 from ..measure import bulk
-from ..diffusion import Precond, heun, karras_times
-from ..networks import Dropout, UNet
-from ..sampling import classes_of, sample, told
+from ..networks import Dropout, UNet, classes_of
+from ..sampling import sample, told
 from ..schedules import ConstantMapping, LogNormal, SigmoidMapping, Stages, plan
 from .loop import Config, train
+from pathlib import Path
+from torch import nn
 
 # %% ../../nbs/workshop/cifar10.ipynb #0c4f7a75
 @dataclass(frozen=True)
@@ -1013,7 +1023,3 @@ def main(argv=None):
         return dict(list=_list, run=_run, sample=_sample, teacher=_teacher)[a.command](a)
 
     return commanded(act)
-
-
-if __name__ == "__main__" and "__file__" in globals():
-    sys.exit(main())

@@ -7,11 +7,17 @@ __all__ = ['ENDING', 'RunFolder', 'write_config', 'lock', 'open_run', 'checksum'
            'save_state', 'load_state', 'room', 'whole_steps', 'stop', 'orderly', 'device_name']
 
 # %% ../../nbs/inside/runs.ipynb #1dc9e3a3
-import json, math, platform, signal, threading, warnings, zlib
-from contextlib import contextmanager
-from pathlib import Path
+import json
+import math
+import platform
+import signal
+import threading
 import torch
+import warnings
+import zlib
+from contextlib import contextmanager
 from ..io import weights
+from pathlib import Path
 
 # %% ../../nbs/inside/runs.ipynb #b00110b5
 class RunFolder:

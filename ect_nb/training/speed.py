@@ -7,7 +7,8 @@ __all__ = ['PEAKS', 'set_precision', 'fast_precisions', 'residual_errors', 'choo
            'flops', 'step_flops', 'peak', 'utilisation', 'peak_memory']
 
 # %% ../../nbs/inside/speed.ipynb #381603fb
-import copy, inspect
+import copy
+import inspect
 import torch
 from ..networks import place_dropout, shares_dropout
 
@@ -159,7 +160,8 @@ def peak_memory(device):
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
-        import resource, sys
+        import resource
+        import sys
     except ImportError:
         return None
     return (

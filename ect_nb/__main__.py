@@ -1,0 +1,8 @@
+"The command line: `python -m ect_nb`."
+
+import sys
+
+from .training.recipes import main
+
+if __name__ == "__main__":
+    sys.exit(main())
