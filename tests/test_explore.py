@@ -8,6 +8,7 @@ import re
 import torch
 from ect_nb.analytic import GaussianMixture
 from ect_nb.diffusion import Precond
+from ect_nb.measure.atlas import Atlas
 from ect_nb.networks import UNet
 from ect_nb.schedules import Stages
 from ect_nb.show import explorer, live, panels, tradeoff
@@ -737,7 +738,7 @@ def folders(tmp_path):
 
 @pytest.fixture
 def atlas(folders):
-    atlas = explorer.Atlas()
+    atlas = Atlas()
     for f in folders:
         atlas.add(f)
     return atlas
@@ -932,7 +933,7 @@ def test_a_damaged_sheet_is_a_sentence_and_the_numbers_stay(atlas, tmp_path):
     atlas.save(tmp_path / "packed")
     for sheet in (tmp_path / "packed").glob("tuned*.png"):
         sheet.write_bytes(sheet.read_bytes()[:-9])
-    panel = explorer.explorer(atlas_.Atlas.load(tmp_path / "packed"))
+    panel = explorer.explorer(Atlas.load(tmp_path / "packed"))
     assert (
         "damaged" in alert(panel)
         and "distance 25.0" in readout(panel)
@@ -958,7 +959,7 @@ def test_a_strip_cut_short_is_a_sentence_in_the_widget(folders, atlas):
 
 
 def test_a_setting_that_is_missing_is_a_sentence(tmp_path):
-    atlas = explorer.Atlas()
+    atlas = Atlas()
     atlas.add(lay(tmp_path / "part", {k: v for k, v in VALUES.items() if k != (16, 2)}))
     panel = explorer.explorer(atlas, kimg=4, nfe=2)
     controls(panel)["kimg"].value = 16
@@ -994,13 +995,13 @@ def test_between_which_evaluations_by_hand(atlas):
 
 def test_an_atlas_without_runs_says_what_to_do():
     with pytest.raises(ValueError, match="Atlas.add"):
-        explorer(explorer.Atlas())
+        explorer.explorer(Atlas())
     with pytest.raises(ValueError, match="Atlas.add"):
-        explorer.compare_panel(explorer.Atlas())
+        explorer.compare_panel(Atlas())
 
 
 def test_intervals_that_reach_zero_can_be_drawn(tmp_path):
-    atlas = explorer.Atlas()
+    atlas = Atlas()
     atlas.add(lay(tmp_path / "low", {(1, 1): 3.0, (1, 2): 1.0}, low=-5.0, high=9.0))
     assert explorer.explorer(atlas).still()[0].startswith(b"\x89PNG")
 

@@ -299,7 +299,7 @@ def test_a_class_conditional_recipe_is_trained_with_the_classes(tmp_path):
 
 def command(*args, **kw):
     return subprocess.run(
-        [sys.executable, "-m", "ect_nb.training.recipes", *map(str, args)],
+        [sys.executable, "-m", "ect_nb", *map(str, args)],
         capture_output=True,
         text=True,
         env=ENV,
@@ -445,7 +445,7 @@ def test_the_command_killed_in_the_middle_goes_on_to_the_same_weights(files, tmp
         "precision=float32",
     )
     child = subprocess.Popen(
-        [sys.executable, "-m", "ect_nb.training.recipes", *map(str, args(tmp_path / "killed"))],
+        [sys.executable, "-m", "ect_nb", *map(str, args(tmp_path / "killed"))],
         env=ENV,
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
