@@ -25,7 +25,7 @@ from pathlib import Path
 
 LAYERS = [
     "analytic schedules networks course.check show.pictures io.data",
-    "diffusion losses io.pickles",
+    "diffusion losses io.pickles io.published",
     "consistency sampling io.weights",
     "training.runs training.speed training.processes",
     "training.loop",
