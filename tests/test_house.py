@@ -680,7 +680,7 @@ def test_metadata_of_the_installed_package():
     from importlib.metadata import metadata, version
 
     assert (
-        version("ect_nb") == ect_nb.__version__ == "0.1.0"
+        version("ect_nb") == ect_nb.__version__ == "0.2.0"
         and metadata("ect_nb")["License-Expression"] == "Apache-2.0"
     )
 
