@@ -70,7 +70,7 @@ def lesson():
         *exercise("★★"),
         *exercise("★★★"),
         new_markdown_cell("## Recap\n\n| t | r |"),
-        new_markdown_cell("**Next:** weighting."),
+        new_markdown_cell("**Next:** [the map](../index.ipynb)."),
     ]
 
 
@@ -85,7 +85,7 @@ def write(path, cells, **metadata):
 def good(tmp_path_factory):
     "A small repository that every gate accepts."
     root = tmp_path_factory.mktemp("good")
-    for folder in ("nbs/images", "ect_nb", "data"):
+    for folder in ("nbs/images", "nbs/lessons", "ect_nb", "data"):
         (root / folder).mkdir(parents=True)
     for name in ("pyproject.toml", "requirements.lock"):
         shutil.copy(ROOT / name, root)
@@ -95,12 +95,12 @@ def good(tmp_path_factory):
         root / "nbs" / "index.ipynb",
         [
             new_markdown_cell(
-                "![garments](images/hero.png)\n\n# ect_nb\n\nSee [04](04_schedules.ipynb)."
+                "![garments](images/hero.png)\n\n# ect_nb\n\nSee [04](lessons/04_schedules.ipynb)."
             ),
             new_code_cell("print(2)", outputs=[new_output("stream", text="2\n")]),
         ],
     )
-    write(root / "nbs" / "04_schedules.ipynb", lesson())
+    write(root / "nbs" / "lessons" / "04_schedules.ipynb", lesson())
     for tool in ("nbdev-export", "nbdev-clean"):
         subprocess.run([Path(sys.executable).parent / tool], cwd=root, check=True)
     (root / "settings.ini").write_text(settings.text(root))
@@ -126,7 +126,7 @@ def relesson(change, **metadata):
     def act(root):
         cells = lesson()
         change(cells)
-        write(root / "nbs" / "04_schedules.ipynb", cells, **metadata)
+        write(root / "nbs" / "lessons" / "04_schedules.ipynb", cells, **metadata)
 
     return act
 
@@ -297,7 +297,9 @@ BAD = [
         "export_and_clean",
         "04_schedules.ipynb is not what",
         lambda r: edit(
-            r / "nbs" / "04_schedules.ipynb", '"execution_count": null', '"execution_count": 3'
+            r / "nbs" / "lessons" / "04_schedules.ipynb",
+            '"execution_count": null',
+            '"execution_count": 3',
         ),
     ),
 ]
@@ -447,11 +449,13 @@ def test_a_page_to_be_read(tmp_path):
         '{"application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0,'
         ' "model_id": "m"}}'
     )
-    still = f"""{{"image/png": "{PNG}", "text/plain": "a ghost", "text/html": "<div class='ect-still'>a ghost</div>"}}"""
+    html = "<div class='ect-still'>a ghost</div>"
+    still = f"""{{"image/png": "{PNG}", "text/plain": "a ghost", "text/html": "{html}"}}"""
     width = "dict(alt='a ghost') | ({} if os.environ['ECT_NB_SHARP'] == '1' else dict(width=400))"
     cells = [
         new_markdown_cell(
-            "# 05 · Toy\n\nSee [04](04_schedules.ipynb), [there](04_schedules.ipynb#there), [the"
+            """# 05 · Toy\n\nSee [04](lessons/04_schedules.ipynb),
+            [there](04_schedules.ipynb#there), [the"""
             " study](../bench/study.md)."
         ),
         new_code_cell("#| hide\nsecret = 1"),
@@ -659,7 +663,7 @@ def test_make_help_lists_every_target():
 def test_importing_the_package_is_light():
     """All modules together load nothing but themselves, NumPy, PyTorch and the standard library,
     and not PyTorch's compiler, which takes seconds."""
-    names = [f"ect_nb.{p.stem}" for p in sorted((ROOT / "ect_nb").glob("[!_]*.py"))]
+    names = [f"ect_nb.{name}" for name in gates.files(ROOT)]
     code = (
         f"import sys, importlib, torch, numpy\nwas = set(sys.modules)\nfor n in {names}:"
         " importlib.import_module(n)\nprint(*set(sys.modules) - was)"

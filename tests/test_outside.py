@@ -168,7 +168,6 @@ def frame(body):
 def bomb(kind, n=100_000):
     "A pickle of n instructions or so whose work would be n times n."
     rec = b"ctorch.nn.modules.container\nModuleDict\n"
-    many = b"}q\x00(" + b"".join(b"J" + struct.pack("<i", i) + b"N" for i in range(n)) + b"u"
     names = b"}q\x00(" + b"".join(b"\x8c\x06" + b"%06d" % i + b"N" for i in range(n)) + b"u"
     loops = {
         "build": names + b"0" + rec + b")R" + b"h\x00b" * n,
