@@ -1023,7 +1023,8 @@ def test_layout(page, width):
 
 CUT = """panel => {
     const edge = panel.closest('.jp-OutputArea-output').getBoundingClientRect().right + 1;
-    const wide = e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX != 'visible';
+    const hides = e => getComputedStyle(e).overflowX != 'visible';
+    const wide = e => e.scrollWidth > e.clientWidth + 1 && hides(e);
     const bad = e => e.getBoundingClientRect().right > edge || wide(e);
     return [...panel.querySelectorAll('*')]
         .filter(e => !e.closest('.noUi-target, .js-plotly-plot') && bad(e))

@@ -600,7 +600,7 @@ def test_background_work_is_one_of_a_kind():
     from ect_nb.show.panels import background
 
     async def use():
-        done, ends = [], []
+        ends = []
 
         async def work(name):
             try:

@@ -61,9 +61,10 @@ def lesson():
         new_markdown_cell("**You will be able to** draw t"),
         new_code_cell("#| default_exp schedules"),
         new_code_cell("#| export\nimport torch"),
-        new_code_cell("#| export\ndef half(t): return t / 2"),
-        new_code_cell("half(2)", outputs=[picture("a falling line")]),
+        new_code_cell("#| export\ndef half(t):\n    return t / 2"),
+        new_code_cell("half(torch.tensor(2))", outputs=[picture("a falling line")]),
         *(new_markdown_cell("**Predict first.** Up or down?") for _ in range(3)),
+        new_code_cell("from kit import check_half, panel, show_panel"),
         new_code_cell("show_panel(panel)"),
         new_markdown_cell("**Three questions for your hands.**\n\n1. Up?\n2. Down?\n3. Why?"),
         *exercise("★"),
@@ -196,30 +197,30 @@ BAD = [
     ("spine", "Recap", source(-2, "### Recap")),
     ("spine", "Next", source(-1, "That is all.")),
     ("theory", "less than three times", source(6, "Up or down?")),
-    ("theory", "lacks a panel", source(9, "panel")),
+    ("theory", "lacks a panel", source(10, "panel")),
     (
         "theory",
         "lacks a panel",
-        source(10, "**Three questions for your hands.**\n\n1. Up?\n2. Down?"),
+        source(11, "**Three questions for your hands.**\n\n1. Up?\n2. Down?"),
     ),
     (
         "theory",
         "needs three exercises",
-        relesson(lambda cells: cells.__setitem__(slice(17, 20), [])),
+        relesson(lambda cells: cells.__setitem__(slice(18, 21), [])),
     ),
     (
         "theory",
         "1 hints",
         relesson(
-            lambda cells: cells[11].update(source=cells[11]["source"].replace("Hint 2", "Note"))
+            lambda cells: cells[12].update(source=cells[12]["source"].replace("Hint 2", "Note"))
         ),
     ),
-    ("theory", "not the stub", source(12, "def half(x): ...")),
+    ("theory", "not the stub", source(13, "def half(x): ...")),
     (
         "theory",
         "no block",
         relesson(
-            lambda cells: cells[14].update(source=cells[14]["source"].replace("Solution", "Answer"))
+            lambda cells: cells[15].update(source=cells[15]["source"].replace("Solution", "Answer"))
         ),
     ),
     ("first_picture", "no picture", relesson(lambda cells: cells[5].update(outputs=[]))),
@@ -230,6 +231,19 @@ BAD = [
             lambda cells: cells.__setitem__(slice(4, 4), [new_code_cell("x = 1") for _ in range(3)])
         ),
     ),
+    ("chain", "leaves the house", source(-1, "**Next:** [far](../../README.ipynb).")),
+    (
+        "chain",
+        "never reaches nbs/lessons/05_lost.ipynb",
+        lambda r: shutil.copy(
+            r / "nbs" / "lessons" / "04_schedules.ipynb", r / "nbs" / "lessons" / "05_lost.ipynb"
+        ),
+    ),
+    ("functions", "31 lines", module("def f():\n" + "    x = 1\n" * 30)),
+    ("functions", "a public name", module("from ect_nb.losses import _to")),
+    ("stored_form", "another form", source(4, "#| export\ndef half(t): return t/2")),
+    ("stored_form", "E501", source(4, "#| export\n# " + "x" * 99)),
+    ("stored_form", "F821", source(5, "halve(torch.tensor(2))")),
     ("code_cells", "41 lines", source(5, "\n".join(f"x{i} = {i}" for i in range(41)))),
     ("code_cells", "imports beside", source(5, "import math\nmath.pi")),
     ("alt_text", "show_figure", out(picture(" "))),
@@ -244,7 +258,7 @@ BAD = [
     ),
     ("layers", "not in a lower layer", module("from .losses import ect_loss")),
     ("layers", "not in a lower layer", module("def f():\n    from ect_nb.networks import MLP")),
-    ("layers", "not in a lower layer", module("from . import training")),
+    ("layers", "not in a lower layer", module("from .training import loop")),
     ("layers", "in no layer", lambda r: (r / "ect_nb" / "stray.py").write_text("")),
     ("light_imports", "imports scipy", module("import scipy.stats")),
     (
@@ -454,7 +468,7 @@ def test_a_page_to_be_read(tmp_path):
     width = "dict(alt='a ghost') | ({} if os.environ['ECT_NB_SHARP'] == '1' else dict(width=400))"
     cells = [
         new_markdown_cell(
-            """# 05 · Toy\n\nSee [04](lessons/04_schedules.ipynb),
+            """# 05 · Toy\n\nSee [04](04_schedules.ipynb),
             [there](04_schedules.ipynb#there), [the"""
             " study](../bench/study.md)."
         ),
@@ -504,7 +518,7 @@ def test_run_notebooks_names_what_is_missing():
     )
     assert (
         result.returncode == 1
-        and "there is no 99_nowhere.ipynb in nbs/" in result.stderr
+        and "there is no page 99_nowhere in nbs/" in result.stderr
         and "Traceback" not in result.stderr
     )
 
