@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'WEIGHTS', 'squared', 'pseudo_huber', 'adaptive', 'slope', 'uniform', 'inverse_gap', 'inverse_t', 'snr',
-           'edm', 'ect_loss', 'effective_rows', 'geometric_median', 'noise_scale']
+           'edm', 'beside', 'pair', 'ect_loss', 'effective_rows', 'geometric_median', 'noise_scale']
 
 # %% ../nbs/lessons/05_weighting.ipynb #a14b7e1a
 import torch
@@ -109,7 +109,7 @@ def _same_dice(model, x0, generator):
         yield replay
 
 # %% ../nbs/lessons/05_weighting.ipynb #65503bf4
-def _to(a, like, dtype=None):
+def beside(a, like, dtype=None):
     """`a` on the device of `like`, of its type; what goes to a GPU from the host is queued there,
     and nobody waits for it."""
     if a.device.type == "cpu" and like.is_cuda:
@@ -125,16 +125,16 @@ def _rows(kw, rows):
     return {k: v[rows] if torch.is_tensor(v) and v.ndim else v for k, v in kw.items()}
 
 # %% ../nbs/lessons/05_weighting.ipynb #2bf4f885
-def _target(model, x0, t, r, eps, replay, kw):
+def _target(model, replay, x0, t, r, eps, kw):
     """f(x_r, r) without gradient, and x0 itself in the rows where r = 0; `t`, `r` may lie on the
     host, so that counting rows does not wait for the device."""
     rows = (r > 0).nonzero().squeeze(1)
     if len(rows) == 0:
         return x0
     subset = shares_dropout(model) and len(rows) < len(r)
-    r = _to(torch.where(r > 0, r, t), x0)  # a network is never asked about r = 0
+    r = beside(torch.where(r > 0, r, t), x0)  # a network is never asked about r = 0
     x_r = x0 + r.reshape(-1, *[1] * (x0.ndim - 1)) * eps
-    rows = _to(rows, x0, torch.int64)
+    rows = beside(rows, x0, torch.int64)
     replay(rows if subset else None)
     asked = (x_r[rows], r[rows], _rows(kw, rows)) if subset else (x_r, r, kw)
     f_r = answer(model(*asked[:2], **asked[2]), asked[0], "the model")
@@ -142,25 +142,36 @@ def _target(model, x0, t, r, eps, replay, kw):
     return x0.to(f_r.dtype).index_copy(0, rows, f_r)
 
 # %% ../nbs/lessons/05_weighting.ipynb #1893af0b
+def pair(model, x0, t, r, eps, generator=None, target=None, **kw):
+    """The two answers (B, …) that are compared: f(x0 + t eps, t), and f(x0 + r eps, r), which is
+    taken without gradient.
+
+    `x0`, `eps` (B, …), `t`, `r` (B,) with 0 <= r <= t, best on the host. Below, at r, answers the
+    same network in the same mode with the same dropout masks (drawn with `generator`), or `target`,
+    another one; where r = 0 it is x0, and no second pass is made. Other arguments (labels) go to
+    both. ValueError for levels, shapes and answers that do not fit."""
+    _check(x0, t, r, eps)
+    s = beside(t, x0)
+    with _same_dice(model, x0, generator) as replay:
+        f_t = model(x0 + s.reshape(-1, *[1] * (x0.ndim - 1)) * eps, s, **kw)
+        answer(f_t, x0, "the model")
+        with torch.no_grad():
+            below = (model, replay) if target is None else (target, lambda rows: None)
+            f_r = _target(*below, x0, t, r, eps, kw)
+    return _at_least_float32(f_t), _at_least_float32(f_r)
+
+# %% ../nbs/lessons/05_weighting.ipynb #c0de0501
 def ect_loss(
     model, x0, t, r, eps, weight=inverse_gap, c=0.0, metric=pseudo_huber, generator=None, **kw
 ):
     """The ECT loss of each row (B,): weight(t, r) · metric(f(x0 + t eps, t) - f(x0 + r eps, r), c).
     Geng et al. 2024, Eq. 9 and Alg. 1.
 
-    `x0`, `eps` (B, …), `t`, `r` (B,) with 0 <= r <= t, best on the host. The target is taken
-    without gradient, by the same network in the same mode with the same dropout masks (drawn with
-    `generator`); where r = 0 it is x0 and no second pass is made. Other arguments (labels) go to
-    the model."""
-    _check(x0, t, r, eps)
-    s = _to(t, x0)
-    with _same_dice(model, x0, generator) as replay:
-        f_t = model(x0 + s.reshape(-1, *[1] * (x0.ndim - 1)) * eps, s, **kw)
-        answer(f_t, x0, "the model")
-        with torch.no_grad():
-            target = _target(model, x0, t, r, eps, replay, kw)
-    delta = _at_least_float32(f_t) - _at_least_float32(target)
-    return _to(weight(t, r), delta) * metric(delta, c)
+    The arguments are those of `pair`; `weight` is a function of (t, r), `metric` one of (delta, c).
+    """
+    f_t, f_r = pair(model, x0, t, r, eps, generator, **kw)
+    delta = f_t - f_r
+    return beside(weight(t, r), delta) * metric(delta, c)
 
 # %% ../nbs/lessons/05_weighting.ipynb #94df3a64
 def _check(x0, t, r, eps):

@@ -27,8 +27,9 @@ from pathlib import Path
 LAYERS = [
     "analytic schedules networks course.check show.pictures io.data",
     "diffusion losses io.pickles",
-    "consistency sampling io.weights",
+    "consistency sampling objectives io.weights",
     "training.runs training.speed training.processes",
+    "training.config",
     "training.loop",
     "measure.features measure.bulk",
     "measure.metrics measure.sweeps",
