@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 from pathlib import Path
 
 LAYERS = [
+    "exact",
     "analytic schedules networks course.check show.pictures io.data",
     "diffusion losses io.pickles",
     "consistency sampling io.weights",
