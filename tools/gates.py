@@ -26,6 +26,7 @@ from pathlib import Path
 LAYERS = [
     "exact",
     "analytic schedules networks course.check show.pictures io.data",
+    "branches",
     "diffusion losses io.pickles",
     "consistency sampling io.weights",
     "training.runs training.speed training.processes",

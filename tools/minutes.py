@@ -15,7 +15,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 WORDS = 175  # of prose a minute, formulas among them
 LINES = 40  # of code that is to be read
 SKIMMED = 120  # lines that draw, hold numbers to what is said, or are set-up
-PICTURE, PANEL = 1, 4  # minutes; the questions below a panel are prose
+PICTURE, PANEL = 1, 3  # minutes; the questions below a panel are prose
 EXERCISE = {1: 5, 2: 10, 3: 15}
 FOLD = re.compile(r"<details>.*?</details>", re.S)
 HELP = re.compile(r"<details>\s*<summary>(Hint|Solution).*?</details>", re.S)

@@ -22,7 +22,7 @@ import warnings
 import zlib
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
-from .. import losses, schedules
+from .. import branches, losses, schedules
 from ..io import weights
 from ..networks import classes_of, dtype_of, inside, shares_dropout
 from ..schedules import LogNormal, SigmoidMapping, Stages
@@ -264,7 +264,7 @@ def batch_of(data, index):
     "The rows `index` of a tensor, or what `data.batch(index)` gives, asked where its pictures lie."
     store = getattr(data, "images", data)
     if torch.is_tensor(store):
-        index = losses._to(index, store, torch.int64)
+        index = branches.queued(index, store, torch.int64)
     return data.batch(index) if hasattr(data, "batch") else data[index]
 
 # %% ../../nbs/lessons/06_training.ipynb #95dcd36c
@@ -289,7 +289,7 @@ def _labels(model, data, index, like):
     "One-hot labels for a network that asks for them, on the device of `like`; else nothing."
     classes, labels = classes_of(model), getattr(data, "labels", None)
     return (
-        dict(labels=F.one_hot(labels[losses._to(index, labels)], classes).to(like))
+        dict(labels=F.one_hot(labels[branches.queued(index, labels)], classes).to(like))
         if classes and labels is not None
         else {}
     )

@@ -8,7 +8,7 @@ __all__ = ['parts', 'Team']
 # %% ../../nbs/inside/processes.ipynb #8f31d9c7
 import math
 import torch
-from .. import losses
+from .. import branches
 from ..networks import shares_dropout
 
 # %% ../../nbs/inside/processes.ipynb #2dbb6746
@@ -80,7 +80,7 @@ def _add_up(team, model, loss):
     if team.n == 1:
         return loss
     grads = [p.grad for p in model.parameters() if p.grad is not None]
-    wishes = losses._to(torch.tensor(team.wishes, dtype=torch.float32), loss)
+    wishes = branches.queued(torch.tensor(team.wishes, dtype=torch.float32), loss)
     flat = team.accelerator.reduce(
         torch.cat([g.reshape(-1) for g in grads] + [loss.reshape(1), wishes]), "sum"
     )
