@@ -30,12 +30,18 @@ HERE = Path(__file__).parent
 SHAPE = (3, 32, 32)
 TEXT = """# The step of the full CIFAR-10 network
 
-Written by `python bench/cifar.py table` from `cifar.jsonl`; each line there is one stage of one run of `python bench/cifar.py`. The network is `networks.edm_cifar10(dropout=0.2)`
-with random weights, its last layers woken up (scaled to the size of all others) so that its body has a say in the residual; the pictures are noise. Speed depends on neither; the
-arithmetic, chosen by the rule of the residual's error (at most 0.3), does: with trained weights (`--weights`) it may come out otherwise. *Plain* is the recipe as one would
-first write it: eager, both branches for every row, RAdam and EMA parameter by parameter, dropout drawn by torch. *Ratio* is the time of the plain step over that of the kit's in the same round,
-median [quartiles]; above 1 the kit is faster. MFU counts the passes that the step needs (3 + the share of rows with r > 0), over the published peak of the device in that arithmetic.
-Lines of a CPU are from a machine that had much other work at the time: their spread says how little they settle.
+Written by `python bench/cifar.py table` from `cifar.jsonl`; each line there is one stage of one run
+of `python bench/cifar.py`. The network is `networks.edm_cifar10(dropout=0.2)`
+with random weights, its last layers woken up (scaled to the size of all others) so that its body
+has a say in the residual; the pictures are noise. Speed depends on neither; the
+arithmetic, chosen by the rule of the residual's error (at most 0.3), does: with trained weights
+(`--weights`) it may come out otherwise. *Plain* is the recipe as one would
+first write it: eager, both branches for every row, RAdam and EMA parameter by parameter, dropout
+drawn by torch. *Ratio* is the time of the plain step over that of the kit's in the same round,
+median [quartiles]; above 1 the kit is faster. MFU counts the passes that the step needs (3 + the
+share of rows with r > 0), over the published peak of the device in that arithmetic.
+Lines of a CPU are from a machine that had much other work at the time: their spread says how little
+they settle.
 {owed}"""
 
 

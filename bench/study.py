@@ -47,17 +47,29 @@ RECIPE = dict(
 TIMES = (0.4, 0.6, 0.8, 1.5, 2.5)
 TEXT = """# How the start and the recipe of 00 were chosen
 
-Written by `python bench/study.py table` from `study.jsonl`; each line is one run of the command in `study.py`'s first lines. Distances are Fréchet distances to the
-training pictures in 64 features of the kit's classifier (`n` samples from one fixed noise; not FID), `one` and `two at t` are one and two evaluations with the
-intermediate time t. What a line does not name is as in `START`, `NETWORK` and `RECIPE` in `study.py`. `start` is the checksum of the weights tuned: 11de3533 is the start after 400 thousand pictures,
-the other the shipped one. Most lines are one seed: differences of a tenth say little; seconds were taken on a machine shared with other work.
+Written by `python bench/study.py table` from `study.jsonl`; each line is one run of the command in
+`study.py`'s first lines. Distances are Fréchet distances to the
+training pictures in 64 features of the kit's classifier (`n` samples from one fixed noise; not
+FID), `one` and `two at t` are one and two evaluations with the
+intermediate time t. What a line does not name is as in `START`, `NETWORK` and `RECIPE` in
+`study.py`. `start` is the checksum of the weights tuned: 11de3533 is the start after 400 thousand
+pictures,
+the other the shipped one. Most lines are one seed: differences of a tenth say little; seconds were
+taken on a machine shared with other work.
 
-**Two numbers for one recipe, and why.** Until 2026-11-27 this study gave the classifier what the network gave, and wrote 15.8, 17.0 and 16.5 for the recipe of 00 in one evaluation
-(24 kimg, three seeds), where `data/atlas` has 21.8, 23.1 and 18.9. `agree` trained seed 0 once more in float32: `metrics.measure` says 21.78 of it to the last digit of the atlas's record, this
-study's old way says 16.43, and the same samples cut to [-1, 1] 22.07. About a quarter of the values lay outside (`outside`: of those in two evaluations), nearly all below -1, blacker than black; no picture file holds such values, and the
-classifier rewards them. Rounding to 256 levels moves the distance by 0.02, other noise by about one, bfloat16 in place of float32 (the last table) by less than other noise does.
-So the atlas is right. Samples are now cut and rounded to bytes before they are measured, here as there. Lines that say *as they came* are from before: compare them with one another, and with
-nothing else. The recipe was chosen by them; between such lines the order of the settings is that of this measure."""
+**Two numbers for one recipe, and why.** Until 2026-11-27 this study gave the classifier what the
+network gave, and wrote 15.8, 17.0 and 16.5 for the recipe of 00 in one evaluation
+(24 kimg, three seeds), where `data/atlas` has 21.8, 23.1 and 18.9. `agree` trained seed 0 once more
+in float32: `metrics.measure` says 21.78 of it to the last digit of the atlas's record, this
+study's old way says 16.43, and the same samples cut to [-1, 1] 22.07. About a quarter of the values
+lay outside (`outside`: of those in two evaluations), nearly all below -1, blacker than black; no
+picture file holds such values, and the
+classifier rewards them. Rounding to 256 levels moves the distance by 0.02, other noise by about
+one, bfloat16 in place of float32 (the last table) by less than other noise does.
+So the atlas is right. Samples are now cut and rounded to bytes before they are measured, here as
+there. Lines that say *as they came* are from before: compare them with one another, and with
+nothing else. The recipe was chosen by them; between such lines the order of the settings is that of
+this measure."""
 WORDS = dict(
     Stages=Stages,
     SigmoidMapping=SigmoidMapping,

@@ -237,7 +237,8 @@ def notebook(
 ):
     text = (
         "### Exercise ★ · Half\nHalve it.\n\n<details><summary>Hint"
-        f" 1</summary>\n\nDivide.\n</details>\n\n<details><summary>Solution</summary>\n\n```python\n{solution}\n```\n</details>"
+        f" 1</summary>\n\nDivide.\n</details>\n\n<details><summary>Solution</summary>\n\n"
+        f"```python\n{solution}\n```\n</details>"
     )
     return dict(
         cells=[

@@ -168,7 +168,6 @@ def frame(body):
 def bomb(kind, n=100_000):
     "A pickle of n instructions or so whose work would be n times n."
     rec = b"ctorch.nn.modules.container\nModuleDict\n"
-    many = b"}q\x00(" + b"".join(b"J" + struct.pack("<i", i) + b"N" for i in range(n)) + b"u"
     names = b"}q\x00(" + b"".join(b"\x8c\x06" + b"%06d" % i + b"N" for i in range(n)) + b"u"
     loops = {
         "build": names + b"0" + rec + b")R" + b"h\x00b" * n,
@@ -471,7 +470,8 @@ def test_the_way_back_needs_no_file(monkeypatch, tmp_path):
         features.data, "find", lambda *a: (_ for _ in ()).throw(FileNotFoundError("no data"))
     )
     features.small_features.cache_clear()
-    monkeypatch.setitem(sys.modules, "cleanfid", None)
+    for name in ["cleanfid", *(m for m in sys.modules if m.startswith("cleanfid."))]:
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delenv("ECT_NB_INCEPTION", raising=False)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     for shape in ((1, 28, 28), (3, 32, 32)):

@@ -604,7 +604,9 @@ from ect_nb.diffusion import Precond
 from ect_nb.networks import MLP
 from ect_nb.training.loop import Config, train
 torch.manual_seed(0)
-for p in train(Precond(MLP(2, 8, 2)), torch.randn(32, 2, generator=torch.Generator().manual_seed(1)), Config(kimg=160, batch=16, state_seconds=1e9), sys.argv[1]):
+data = torch.randn(32, 2, generator=torch.Generator().manual_seed(1))
+config = Config(kimg=160, batch=16, state_seconds=1e9)
+for p in train(Precond(MLP(2, 8, 2)), data, config, sys.argv[1]):
     print(p.step, flush=True)
     {body}
 """

@@ -9,6 +9,7 @@ import address as addresses
 import ast
 import exercises
 import filecmp
+import form
 import json
 import re
 import readme
@@ -83,16 +84,6 @@ def statements(source):
     "Top-level statements of a cell, magics and shell lines left out."
     body = ast.parse(TransformerManager().transform_cell(source)).body
     return [s for s in body if not ast.unparse(s).startswith("get_ipython()")]
-
-
-def crowded(source):
-    "Whether two statements of a cell share a line."
-    bodies = [
-        node.body
-        for node in ast.walk(ast.parse(TransformerManager().transform_cell(source)))
-        if isinstance(getattr(node, "body", None), list)
-    ]
-    return any(a.end_lineno == b.lineno for body in bodies for a, b in zip(body, body[1:]))
 
 
 def is_import(node):
@@ -293,7 +284,8 @@ def theory(root):
 
 
 def first_picture(root):
-    "in lessons and workshop the first picture comes by the third code cell after set-up and imports"
+    """in lessons and workshop the first picture comes by the third code cell after set-up and
+    imports"""
     for house, name, nb in in_houses(root):
         if house == "inside":
             continue
@@ -305,7 +297,8 @@ def first_picture(root):
             and not all(map(is_import, statements(source)))
         ]
         if not pictures:
-            yield f"{name} stores no picture: run make notebooks NAMES={Path(name).stem}, or add one."
+            stem = Path(name).stem
+            yield f"{name} stores no picture: run make notebooks NAMES={stem}, or add one."
         elif len(work) >= 3 and min(pictures) > work[2]:
             yield (
                 f"{name} shows its first picture in cell {min(pictures)}, after the third code"
@@ -314,18 +307,38 @@ def first_picture(root):
 
 
 def code_cells(root):
-    """code cells have at most 25 lines, or 40 of at most 100 columns with one statement each, and
-    imports stand in cells of their own"""
+    "code cells have at most 40 lines, and imports stand in cells of their own"
     for name, nb in notebooks(root):
         for i, source, _ in cells(nb, "code"):
             lines = [l for l in source.splitlines() if l.strip() and not l.startswith("#|")]
-            plain = all(len(l) <= 100 for l in lines) and not crowded(source)
-            most = 40 if plain else 25
-            if len(lines) > most:
-                yield f"{name}, cell {i}: {len(lines)} lines of code; split it (at most {most})."
+            if len(lines) > 40:
+                yield f"{name}, cell {i}: {len(lines)} lines of code; split it (at most 40)."
             imports = [is_import(s) for s in statements(source)]
             if any(imports) and not all(imports):
                 yield f"{name}, cell {i}: imports beside other code; give them a cell of their own."
+
+
+def functions(root):
+    "exported functions have at most 30 lines, and no private name is imported elsewhere"
+    for module, tree in modules(root).items():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                n = node.end_lineno - node.lineno + 1
+                if n > 30:
+                    yield f"ect_nb.{module}: {node.name} has {n} lines; split it (at most 30)."
+            if is_import(node) and any(re.match(r"_[a-z]", a.name) for a in node.names):
+                yield (
+                    f"ect_nb.{module} imports {', '.join(a.name for a in node.names)}: give what"
+                    " others use a public name."
+                )
+
+
+def stored_form(root):
+    "stored code has one form: ruff at 100 columns, imports sorted, nothing unused"
+    changed, complaints = form.formed(root)
+    for path in changed:
+        yield f"{path} has another form: run make sync."
+    yield from (f"{line}: mend it by hand." for line in complaints.splitlines())
 
 
 def alt_text(root):
@@ -504,6 +517,8 @@ GATES = [
     theory,
     first_picture,
     code_cells,
+    functions,
+    stored_form,
     alt_text,
     light_outputs,
     layers,
