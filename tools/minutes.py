@@ -28,6 +28,7 @@ class Section:
     "A heading, whether it is on the path, its minutes, and its minutes of folded text."
 
     title: str
+    level: int
     further: bool
     minutes: float = 0.0
     folded: float = 0.0
@@ -64,7 +65,7 @@ def of_prose(text):
 
 def sections(nb):
     "The `Section`s of a page, in order; exercises are sections of their own."
-    found = [Section("", False)]
+    found = [Section("", 1, False)]
     stubs = {e.at + 1 for e in exercises.exercises(nb)}
     for i, cell in enumerate(nb["cells"]):
         source = "".join(cell["source"])
@@ -78,7 +79,7 @@ def sections(nb):
                 stars = len(re.match(r"Exercise (★*)|", head[2])[1] or "")
                 inner = head[1] == "###" and found[-1].further and not stars
                 further = head[2].startswith("Further: ") or stars > 1 or inner
-                found.append(Section(head[2], further, EXERCISE.get(stars, 0)))
+                found.append(Section(head[2], len(head[1]), further, EXERCISE.get(stars, 0)))
             reading, folded = of_prose(part)
             found[-1].minutes += reading
             found[-1].folded += folded
