@@ -11,7 +11,7 @@ import io
 import math
 import time
 import torch
-from ..diffusion import ask, falling
+from ..asking import ask, falling
 from ..sampling import noises, steps
 from .panels import background, complaint, dimmed, guard, readout_html
 from .pictures import draw_png, image_html, images_figure, tile

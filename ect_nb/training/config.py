@@ -124,7 +124,9 @@ def _check_names(config):
     for name, choices in known.items():
         value = getattr(config, name)
         if not isinstance(value, type(next(iter(choices)))) or value not in choices:
-            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(str, choices))}")
+            raise ValueError(
+                f"{name} is {value!r}; it must be one of {', '.join(map(str, choices))}"
+            )
 
 # %% ../../nbs/inside/settings.ipynb #c3e762ee
 def _check_shares(config):

@@ -17,10 +17,18 @@ import torch.nn.functional as F
 import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from ..branches import queued
 from ..io import weights
-from ..losses import beside
 from ..networks import classes_of, dtype_of, inside, shares_dropout
-from .config import Config, code_of, is_own, learning_rate, to_json, upgraded, validated
+from ect_nb.training.config import (
+    Config,
+    code_of,
+    is_own,
+    learning_rate,
+    to_json,
+    upgraded,
+    validated,
+)
 from .processes import Team, parts
 from ect_nb.training.runs import (
     RunFolder,
@@ -87,7 +95,7 @@ def batch_of(data, index):
     "The rows `index` of a tensor, or what `data.batch(index)` gives, asked where its pictures lie."
     store = getattr(data, "images", data)
     if torch.is_tensor(store):
-        index = beside(index, store, torch.int64)
+        index = queued(index, store, torch.int64)
     return data.batch(index) if hasattr(data, "batch") else data[index]
 
 # %% ../../nbs/inside/trainer.ipynb #95dcd36c
@@ -107,7 +115,7 @@ def _labels(model, data, index, like):
     classes, labels = classes_of(model), getattr(data, "labels", None)
     if not classes or labels is None:
         return {}
-    return dict(labels=F.one_hot(labels[beside(index, labels)], classes).to(like))
+    return dict(labels=F.one_hot(labels[queued(index, labels)], classes).to(like))
 
 # %% ../../nbs/inside/trainer.ipynb #36a31a89
 @contextmanager
