@@ -7,14 +7,14 @@ __all__ = ['Tuning', 'tuning_figure', 'film', 'tuning_words', 'before_words', 't
 
 # %% ../../nbs/inside/tuning.ipynb #dc8bf45e
 import asyncio
-import html
 import math
 import time
 import torch
 from ..sampling import sample
-from .panels import background, complaint, guard
-from .pictures import COLORS, draw_png, image_html, images_figure, tile
+from .panels import background, buttons, complaint, guard, in_rows, readout_html
+from .pictures import COLORS, draw_png, draw_sheet, image_html, images_figure, tile
 from ..training.loop import train
+from fastcore.basics import patch
 
 # %% ../../nbs/inside/tuning.ipynb #b128a7d8
 class Tuning:
@@ -29,22 +29,14 @@ class Tuning:
     the run that was paused to let this one train, or None. `start`, `data`, `config` as for
     `train`."""
 
+    now = None  # the run that trains between the cells
+
     def __init__(self, start, data, config, noise, n_looks=20):
-        self.start, self.data, self.config, self.noise, self.n_looks = (
-            start,
-            data,
-            config,
-            noise,
-            n_looks,
-        )
+        self.start, self.data, self.config = start, data, config
+        self.noise, self.n_looks = noise, n_looks
         self.total = math.ceil(config.kimg * 1000 / config.batch) * config.batch
-        self.watchers, self.run, self.task, self.before, self.finishing = (
-            [],
-            None,
-            None,
-            None,
-            False,
-        )
+        self.watchers, self.run, self.before = [], None, None
+        self.task, self.finishing = None, False
         self.reset()
 
     @property
@@ -56,7 +48,8 @@ class Tuning:
         return self.last.images if self.last else 0
 
 # %% ../../nbs/inside/tuning.ipynb #b128a7d9
-def _step(self):
+@patch
+def step(self: Tuning):
     "Train on one batch; False if the run has ended."
     if self.ended:
         return False
@@ -72,27 +65,24 @@ def _step(self):
         self.look()
     return not self.ended
 
-
-Tuning.step = _step
-
 # %% ../../nbs/inside/tuning.ipynb #b128a7da
-def _look(self):
+@patch
+def look(self: Tuning):
     "Sample from the fixed noise and keep that among `looks`."
     self.glance()
     if not self.looks or self.looks[-1][0] != self.images:
         self.looks.append(self.latest)
 
 # %% ../../nbs/inside/tuning.ipynb #699ec176
-def _glance(self):
+@patch
+def glance(self: Tuning):
     "Sample from the fixed noise, for `latest` alone."
     if self.latest is None or self.latest[0] != self.images:
         self.latest = self.images, sample(self.model, self.noise).cpu()
 
-
-Tuning.look, Tuning.glance = _look, _glance
-
 # %% ../../nbs/inside/tuning.ipynb #d5729da1
-def _reset(self):
+@patch
+def reset(self: Tuning):
     "Forget the run and stand at the start again."
     self.pause()
     if self.run:
@@ -102,7 +92,8 @@ def _reset(self):
     self.look()
 
 # %% ../../nbs/inside/tuning.ipynb #4cc07d57
-def _stop(self):
+@patch
+def stop(self: Tuning):
     "End the run where it stands; `model` is what was reached."
     self.pause()
     self.run.close()
@@ -110,7 +101,8 @@ def _stop(self):
     self.ended = True
 
 # %% ../../nbs/inside/tuning.ipynb #d5729da2
-def _finish(self):
+@patch
+def finish(self: Tuning):
     "Train to the end and return the model; Ctrl-C (in Jupyter: interrupt) keeps what was reached."
     self.pause()
     self.finishing = True
@@ -126,36 +118,29 @@ def _finish(self):
     return self.model
 
 # %% ../../nbs/inside/tuning.ipynb #e9a229a3
-def _left(self):
+@patch
+def left(self: Tuning):
     "Seconds to the end at the pace so far; None before the second step."
     if len(self.losses) < 2:
         return None
     return self.last.seconds / self.images * (self.total - self.images)
 
 # %% ../../nbs/inside/tuning.ipynb #456e5309
-def _tell(self):
+@patch
+def tell(self: Tuning):
     "Let the `watchers` know."
     for watch in list(self.watchers):
         watch()
 
-
-Tuning.reset, Tuning.stop, Tuning.finish, Tuning.left, Tuning.tell = (
-    _reset,
-    _stop,
-    _finish,
-    _left,
-    _tell,
-)
-
 # %% ../../nbs/inside/tuning.ipynb #d5729da4
-Tuning.now = None  # the run that trains between the cells
-
-
-def _running(self):
+@patch(as_prop=True)
+def running(self: Tuning):
+    "Whether it trains, between the cells or in `finish`."
     return self.task is not None or self.finishing
 
 # %% ../../nbs/inside/tuning.ipynb #d964ff80
-def _go(self):
+@patch
+def go(self: Tuning):
     "Train on between the cells until the end or `pause()`. RuntimeError where no event loop runs."
     if self.running or self.ended:
         return
@@ -165,7 +150,8 @@ def _go(self):
     self.task.add_done_callback(lambda task: _rests(self, task))
 
 # %% ../../nbs/inside/tuning.ipynb #1e16a02e
-def _pause(self):
+@patch
+def pause(self: Tuning):
     "Rest where the run stands; `go()` goes on."
     if self.task is None:
         return
@@ -173,17 +159,14 @@ def _pause(self):
     _rests(self, self.task)
 
 # %% ../../nbs/inside/tuning.ipynb #a5c09ebe
-def _take_over(self):
+@patch
+def take_over(self: Tuning):
     "Pause another run that trains, and keep it as `before`."
     other = Tuning.now
     if other is None or other is self:
         return
     other.pause()
     self.before = other
-
-
-Tuning.running = property(_running)
-Tuning.go, Tuning.pause, Tuning.take_over = _go, _pause, _take_over
 
 # %% ../../nbs/inside/tuning.ipynb #d5729da5
 async def _train_on(tuning):
@@ -213,32 +196,25 @@ def tuning_figure(tuning):
     from matplotlib.figure import Figure
 
     images, x = tuning.latest
-    sheet = tile(x, ncol=min(16, len(x)))
-    if sheet.shape[-1] == 1:
-        sheet = sheet.squeeze(-1)
     fig = Figure(figsize=(8, 2.7))
     top, low = fig.subplots(2, 1, height_ratios=[1, 1.6])
     fig.subplots_adjust(left=0.08, right=0.99, top=0.92, bottom=0.17, hspace=0.15)
-    top.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    top.set_axis_off()
-    top.set_title(f"one evaluation, after {images:,} pictures", fontsize=9, loc="left")
-    seen = [(i + 1) * tuning.config.batch for i in range(len(tuning.losses))]
-    low.plot(seen, tuning.losses, ".", ms=3, color=COLORS["sky"])
-    low.plot(*_smooth(tuning), color=COLORS["blue"], lw=1.5)
-    low.set(xlim=(0, tuning.total), xlabel="pictures seen", ylabel="loss")
-    low.xaxis.set_major_formatter("{x:,.0f}")
-    if not tuning.losses:
-        low.set_yticks([])
-        low.text(
-            0.5,
-            0.5,
-            "the loss of each step will stand here",
-            transform=low.transAxes,
-            ha="center",
-            va="center",
-            color="0.4",
-        )
+    draw_sheet(top, tile(x, min(16, len(x))), f"one evaluation, after {images:,} pictures")
+    _draw_losses(low, tuning)
     return fig
+
+# %% ../../nbs/inside/tuning.ipynb #ee1c2c83
+def _draw_losses(ax, tuning):
+    "The loss of each step, and its course; before the first a word in their place."
+    seen = [(i + 1) * tuning.config.batch for i in range(len(tuning.losses))]
+    ax.plot(seen, tuning.losses, ".", ms=3, color=COLORS["sky"])
+    ax.plot(*_smooth(tuning), color=COLORS["blue"], lw=1.5)
+    ax.set(xlim=(0, tuning.total), xlabel="pictures seen", ylabel="loss")
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    if not tuning.losses:
+        ax.set_yticks([])
+        middle = dict(transform=ax.transAxes, ha="center", va="center", color="0.4")
+        ax.text(0.5, 0.5, "the loss of each step will stand here", **middle)
 
 # %% ../../nbs/inside/tuning.ipynb #ce135f3e
 def _smooth(tuning, n=25):
@@ -252,14 +228,12 @@ def film(tuning, n=5):
     """A figure of at most `n` strips from the start of the run to where it stands, at even ratios
     of pictures seen."""
     count, last = len(tuning.looks), len(tuning.looks) - 1
-    picks = sorted(
-        {0, last}
-        | {round(max(last, 1) ** (i / max(n - 2, 1))) for i in range(n - 1)} & set(range(count))
-    )
+    even = {round(max(last, 1) ** (i / max(n - 2, 1))) for i in range(n - 1)}
+    looks = [tuning.looks[i] for i in sorted({0, last} | even & set(range(count)))]
     return images_figure(
-        [tuning.looks[i][1] for i in picks],
+        [x for _, x in looks],
         ncol=len(tuning.noise),
-        titles=[f"after {tuning.looks[i][0]:,} pictures" for i in picks],
+        titles=[f"after {images:,} pictures" for images, _ in looks],
     )
 
 # %% ../../nbs/inside/tuning.ipynb #22494bb6
@@ -299,30 +273,28 @@ def before_words(tuning):
     )
 
 # %% ../../nbs/inside/tuning.ipynb #a2e1be02
+_TIPS = dict(
+    Start="train until the end or a pause",
+    Pause="rest; Start goes on",
+    Step="one batch",
+    Stop="end here and keep what was reached",
+    Reset="back to the untuned model",
+)
+
+# %% ../../nbs/inside/tuning.ipynb #0f23814d
 def tuning_panel(tuning):
     """Buttons for a `Tuning`: start, pause, one step, stop, reset; a bar, the loss, and samples
     from the same noise. Another run that trains is paused. Show it with `show_panel`."""
     import ipywidgets as w
 
     tuning.take_over()
-    names = dict(
-        Start="train until the end or a pause",
-        Pause="rest; Start goes on",
-        Step="one batch",
-        Stop="end here and keep what was reached",
-        Reset="back to the untuned model",
-    )
-    buttons = {
-        name: w.Button(description=name, tooltip=tip, layout=w.Layout(width="90px"))
-        for name, tip in names.items()
-    }
+    pressed = buttons(_TIPS)
     bar = w.IntProgress(max=tuning.total, layout=w.Layout(width="98%", max_width="800px"))
     words, picture, error = (w.HTML() for _ in range(3))
-    row = w.HBox(list(buttons.values()), layout=w.Layout(flex_flow="row wrap"))
-    panel = w.VBox([row, bar, words, picture, error])
+    panel = w.VBox([in_rows(pressed.values()), bar, words, picture, error])
     panel.parts, panel.drawn = dict(bar=bar, words=words, picture=picture, error=error), {}
-    refresh = _tuning_refresh(panel, buttons, tuning)
-    _connect(buttons, tuning, refresh, error)
+    refresh = _tuning_refresh(panel, pressed, tuning)
+    _connect(pressed, tuning, refresh, error)
     tuning.watchers.append(refresh)
     panel.still = lambda: (panel.drawn["png"], _strip_alt(tuning))
     refresh()
@@ -347,13 +319,8 @@ def _tuning_refresh(panel, buttons, tuning, every=1.0):
 
     def refresh():
         parts["bar"].value = tuning.images
-        said = html.escape(" ".join((tuning_words(tuning), before_words(tuning))).strip())
-        live = "off" if tuning.running else "polite"
-        parts[
-            "words"
-        ].value = (
-            f'<div class="ect-readout" style="line-height:1.5" aria-live="{live}">{said}</div>'
-        )
+        said = " ".join((tuning_words(tuning), before_words(tuning))).strip()
+        parts["words"].value = readout_html(said, "off" if tuning.running else "polite")
         if tuning.error:
             parts["error"].value = complaint(tuning.error)
         fresh = drawn.get("look") is not tuning.latest
