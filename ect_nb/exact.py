@@ -103,7 +103,7 @@ def masses(mix, x, t, right):
 
 # %% ../nbs/inside/exact.ipynb #ffbf104a
 def bracket(mix, x, t, r):
-    "Two places (B, 1) with the root of `quantile_map` between them, and a distance that is nothing."
+    "Two places (B, 1) with the root of `quantile_map` between them, and a distance that is none."
     std_t, std_r = (torch.hypot(mix.stds.to(x), level) for level in (t, r))
     m = mix.means.to(x).view(1, -1)
     ends = m + (x - m) * torch.where(std_t > 0, std_r / std_t, 1.0)
