@@ -23,7 +23,8 @@ from ect_nb.measure.features import quantise
 from ect_nb.networks import UNet
 from ect_nb.sampling import sample
 from ect_nb.schedules import ConstantMapping, LogNormal, SigmoidMapping, Stages
-from ect_nb.training.loop import Config, train
+from ect_nb.training.config import Config
+from ect_nb.training.loop import train
 from ect_nb.training.runs import checksum
 from ect_nb.training.speed import fast_precisions
 from pathlib import Path

@@ -929,6 +929,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'ect_nb/training/config.py'),
                                         'ect_nb.training.config._check_shares': ( 'inside/settings.html#_check_shares',
                                                                                   'ect_nb/training/config.py'),
+                                        'ect_nb.training.config._compiled': ('inside/settings.html#_compiled', 'ect_nb/training/config.py'),
                                         'ect_nb.training.config._completed': ( 'inside/settings.html#_completed',
                                                                                'ect_nb/training/config.py'),
                                         'ect_nb.training.config._enclosed': ('inside/settings.html#_enclosed', 'ect_nb/training/config.py'),

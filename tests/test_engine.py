@@ -12,7 +12,8 @@ from ect_nb.losses import ect_loss
 from ect_nb.networks import MLP, Block, Conv2d, Dropout, UNet, place_dropout, shared_dropout
 from ect_nb.schedules import LogNormal, SigmoidMapping, Stages
 from ect_nb.training import loop, speed
-from ect_nb.training.loop import Config, draw, train
+from ect_nb.training.config import Config
+from ect_nb.training.loop import draw, train
 from ect_nb.training.runs import RunFolder, checksum, load_state
 from torch import nn
 

@@ -15,7 +15,8 @@ from ect_nb.show import explorer, live, panels, tradeoff
 from ect_nb.show.flow import FlowPicture, flow, flow_panel
 from ect_nb.show.panels import show_panel
 from ect_nb.show.tuning import Tuning, film, tuning_panel, tuning_words
-from ect_nb.training.loop import Config, train
+from ect_nb.training.config import Config
+from ect_nb.training.loop import train
 
 
 @pytest.fixture(scope="module")

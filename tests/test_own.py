@@ -16,7 +16,8 @@ from ect_nb.io import weights
 from ect_nb.io.data import Pictures
 from ect_nb.networks import MLP, UNet, inside
 from ect_nb.schedules import Stages
-from ect_nb.training.loop import Config, code_of, from_json, to_json, train
+from ect_nb.training.config import Config, code_of, from_json, to_json
+from ect_nb.training.loop import train
 from ect_nb.training.runs import RunFolder, checksum, load_state, save_state, stop
 from torch import nn
 
@@ -602,7 +603,8 @@ CHILD = """
 import torch, time, sys
 from ect_nb.diffusion import Precond
 from ect_nb.networks import MLP
-from ect_nb.training.loop import Config, train
+from ect_nb.training.config import Config
+from ect_nb.training.loop import train
 torch.manual_seed(0)
 data = torch.randn(32, 2, generator=torch.Generator().manual_seed(1))
 config = Config(kimg=160, batch=16, state_seconds=1e9)

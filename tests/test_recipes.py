@@ -15,7 +15,7 @@ from ect_nb.io.data import Pictures
 from ect_nb.networks import UNet
 from ect_nb.schedules import Stages
 from ect_nb.training import recipes
-from ect_nb.training.loop import Config
+from ect_nb.training.config import Config
 from ect_nb.training.recipes import (
     BUDGETS,
     PRESETS,

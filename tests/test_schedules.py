@@ -258,7 +258,7 @@ def test_a_plan_follows_any_stages(stages, expected):
 
 
 def test_a_design_is_what_config_takes():
-    from ect_nb.training.loop import Config
+    from ect_nb.training.config import Config
 
     d = design(q=4, k=3.0, b=2.0, stages=4, kimg=64, P_mean=-0.8, P_std=1.6)
     config = Config(**d)

@@ -22,16 +22,8 @@ from ect_nb.io.data import Pictures
 from ect_nb.networks import MLP, UNet
 from ect_nb.schedules import ConstantMapping, LogNormal, SigmoidMapping, Stages
 from ect_nb.training import loop
-from ect_nb.training.loop import (
-    Config,
-    dice,
-    from_json,
-    learning_rate,
-    rows,
-    to_json,
-    train,
-    update_ema,
-)
+from ect_nb.training.config import Config, from_json, learning_rate, to_json
+from ect_nb.training.loop import dice, rows, train, update_ema
 from ect_nb.training.runs import RunFolder, checksum, load_state
 from ect_nb.training.speed import choose_precision, residual_errors, set_precision
 from pathlib import Path

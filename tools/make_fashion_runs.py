@@ -10,7 +10,8 @@ from ect_nb.diffusion import Precond
 from ect_nb.io import data, weights
 from ect_nb.networks import UNet
 from ect_nb.schedules import Stages
-from ect_nb.training.loop import Config, train
+from ect_nb.training.config import Config
+from ect_nb.training.loop import train
 from pathlib import Path
 from tqdm import tqdm
 

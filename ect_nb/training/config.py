@@ -222,14 +222,26 @@ def _enclosed(function):
 def code_of(thing):
     """Eight hexadecimal digits that change with what the source of a class or function does.
 
-    Comments, docstrings and layout do not count; None where there is no source to read."""
+    Comments, docstrings and layout do not count. Where the source is out of reach, or a line with
+    several lambdas, what Python made of it stands for it; None where there is neither."""
     trees = [tree for text in _sources(thing) if (tree := _parsed(text)) is not None]
-    if not trees:
-        return None
+    if getattr(thing, "__name__", "") == "<lambda>":
+        found = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Lambda)]
+        trees = found if len(found) == 1 else []
+    texts = [ast.dump(tree) for tree in trees] or _compiled(getattr(thing, "__code__", None))
     code = 0
-    for tree in trees:
-        code = zlib.crc32(ast.dump(tree).encode(), code)
-    return f"{code:08x}"
+    for text in texts:
+        code = zlib.crc32(text.encode(), code)
+    return f"{code:08x}" if texts else None
+
+
+def _compiled(code):
+    "What a function does, as Python compiled it: its operations, names and constants, as texts."
+    if code is None:
+        return []
+    inner = [c for c in code.co_consts if hasattr(c, "co_code")]
+    plain = [c for c in code.co_consts if not hasattr(c, "co_code")]
+    return [f"{code.co_code!r} {code.co_names} {plain}", *(t for c in inner for t in _compiled(c))]
 
 # %% ../../nbs/inside/settings.ipynb #0c0de0a2
 def _sources(thing):
