@@ -148,7 +148,7 @@ def stage_line(model, pictures, stage, args, device):
         **vars(base)
         | dict(precision=precision, compile=args.compile, channels_last=args.channels_last)
     )
-    run = train(model, pictures, config, device=device)
+    aim, run = config.objective, train(model, pictures, config, device=device)
 
     def kit():
         switch(precision == "tf32")
@@ -183,7 +183,7 @@ def stage_line(model, pictures, stage, args, device):
             model,
             SHAPE,
             float(
-                (config.mapping(config.p_t.quantile((torch.arange(1000) + 0.5) / 1000), stage) > 0)
+                (aim.mapping(aim.p_t.quantile((torch.arange(1000) + 0.5) / 1000), stage) > 0)
                 .float()
                 .mean()
             ),

@@ -186,7 +186,9 @@ def test_settings_of_version_0_1_become_an_objective():
     assert from_json(old) == Config(Denoising(), kimg=3.0, lr=0.5)
     old |= dict(mapping=dict(kind="ConstantMapping", q=3.0), metric="adaptive", c=0.1)
     mapping = ConstantMapping(3.0)
-    objective = ECT(mapping=mapping, weight="edm", metric="adaptive", c=0.1, p_t=LogNormal(-1.2, 1.2))
+    objective = ECT(
+        mapping=mapping, weight="edm", metric="adaptive", c=0.1, p_t=LogNormal(-1.2, 1.2)
+    )
     assert from_json(old) == Config(objective, kimg=3.0, lr=0.5)
     today = to_json(Config(objective))
     assert upgraded(today) == today == upgraded(upgraded(old)) | dict(kimg=60.0, lr=1e-4)
@@ -367,7 +369,9 @@ def test_a_class_that_cannot_be_written_down_says_how():
     class Untyped(ECT):
         weight = "uniform"
 
-    with pytest.raises(ValueError, match="Untyped.weight needs a type .* weight: object = 'uniform'"):
+    with pytest.raises(
+        ValueError, match="Untyped.weight needs a type .* weight: object = 'uniform'"
+    ):
         Untyped()
 
     @dataclass(frozen=True)
@@ -686,7 +690,7 @@ tune()
 run({second!r})
 run("tune()")
 """
-MINE = '''
+MINE = """
 @dataclass(frozen=True)
 class Mine(Objective):
     "Of a cell."
@@ -697,7 +701,7 @@ class Mine(Objective):
     def loss(self, model, x0, t, r, eps, generator=None, **kw):
         a, b = pair(model, x0, t, r, eps, generator, **kw)
         return (a - b).square().sum(1)
-'''
+"""
 
 
 @pytest.mark.parametrize(
@@ -705,7 +709,10 @@ class Mine(Objective):
     [
         (MINE, None),
         (MINE.replace("Of a cell.", "Of another."), None),
-        (MINE.replace("a - b", "b - 2 * a"), "the code of its objective (__main__:Mine) has changed"),
+        (
+            MINE.replace("a - b", "b - 2 * a"),
+            "the code of its objective (__main__:Mine) has changed",
+        ),
         (MINE.replace("0.5", "0.25"), "its objective.share is 0.5, not 0.25"),
     ],
 )

@@ -102,7 +102,9 @@ class _Aim:
 
     def __init__(self, objective, model, index):
         self.objective, self.index, self.model = objective, index, Part(model, index)
-        frozen = {name: copy.deepcopy(model).eval().requires_grad_(False) for name in objective.keeps}
+        frozen = {
+            name: copy.deepcopy(model).eval().requires_grad_(False) for name in objective.keeps
+        }
         self.kept = {name: Part(m, index) for name, m in frozen.items()}
 
     def loss(self, rows):

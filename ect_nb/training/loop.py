@@ -20,7 +20,15 @@ from dataclasses import dataclass, field
 from ..io import weights
 from ..losses import beside
 from ..networks import classes_of, dtype_of, inside, shares_dropout
-from .config import Config, code_of, is_own, learning_rate, to_json, upgraded, validated
+from ect_nb.training.config import (
+    Config,
+    code_of,
+    is_own,
+    learning_rate,
+    to_json,
+    upgraded,
+    validated,
+)
 from .processes import Team, parts
 from ect_nb.training.runs import (
     RunFolder,
