@@ -412,7 +412,7 @@ class Above(Comparison):
         (Objective(), "gives no noise levels .*lacks levels"),
         (ECT(mapping=abs), "mapping.*gives no noise levels"),
         (ECT(metric=lambda delta: delta.abs()), "must be one number a row"),
-        (ECT(weight=lambda t: t), "this network does not take .*, or ECT fails: TypeError"),
+        (ECT(weight=lambda t: t), "the loss of ECT fails: TypeError"),
     ],
 )
 def test_an_objective_that_makes_no_run_is_refused_before_anything_is_written(

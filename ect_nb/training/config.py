@@ -85,8 +85,8 @@ DECAYS = dict(
 
 # %% ../../nbs/inside/settings.ipynb #c373dfca
 def learning_rate(config, images):
-    """The learning rate after `images` pictures: linear warm-up, then the decay that `config` names,
-    of the share done and of the pictures in units of `decay_kimg`."""
+    """The learning rate after `images` pictures: linear warm-up, then the decay that `config`
+    names, of the share done and of the pictures in units of `decay_kimg`."""
     kimg, c = images / 1000, config
     warm = min(1.0, (kimg + c.batch / 1000) / c.warmup_kimg) if c.warmup_kimg else 1.0
     done = min(max((kimg - c.warmup_kimg) / max(c.kimg - c.warmup_kimg, 1e-9), 0.0), 1.0)
@@ -137,10 +137,10 @@ def _check_names(config):
     known |= dict(compile=[True, False], channels_last=[True, False])
     for name, choices in known.items():
         value = getattr(config, name)
-        if not isinstance(value, type(next(iter(choices)))) or value not in choices:
-            raise ValueError(
-                f"{name} is {value!r}; it must be one of {', '.join(map(str, choices))}"
-            )
+        kinds = tuple({type(choice) for choice in choices})
+        if not isinstance(value, kinds) or value not in choices:
+            words = ", ".join(map(str, choices))
+            raise ValueError(f"{name} is {value!r}; it must be one of {words}")
 
 # %% ../../nbs/inside/settings.ipynb #c3e762ee
 def _check_shares(config):
@@ -367,7 +367,7 @@ _OF_0_1 = ("mapping", "p_t", "weight", "metric", "c")
 
 # %% ../../nbs/inside/settings.ipynb #0c0de0a5
 def _completed(v):
-    "`v` with the defaults of settings that it does not name; a bare name is one of 0.1's schedules."
+    "`v` with defaults for what it does not name; a bare name is one of version 0.1's schedules."
     if isinstance(v, list):
         return [_completed(x) for x in v]
     if not isinstance(v, dict):

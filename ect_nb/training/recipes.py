@@ -250,18 +250,29 @@ _IMAGENET = Preset(
 PRESETS = {p.name: p for p in (*_CIFAR, *_FROM_SCRATCH, _IMAGENET)}
 
 # %% ../../nbs/workshop/cifar10.ipynb #e40d6dd2
+def _table(heads, rows, gap):
+    "An HTML table of lists of cells."
+    row = lambda cells, tag: "".join(f"<{tag}>{c}</{tag}>" for c in cells)
+    lines = [row(heads, "th"), *(row(cells, "td") for cells in rows)]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<table style="border-spacing:{gap}">{body}</table>'
+
+
 def presets_table():
     "`PRESETS` as an HTML table."
-    rows = "".join(
-        f"<tr><td><code>{p.name}</code></td><td>{p.title}</td><td>{' + '.join(f'{c.kimg:,.0f}' for c in p.phases.values())}</td><td>{p.teacher or 'nothing' if p.network else 'your model'}</td><td>{p.device}</td><td"
-        f' style="text-align:left">{p.source}</td></tr>'
+    rows = [
+        (
+            f"<code>{p.name}</code>",
+            p.title,
+            " + ".join(f"{c.kimg:,.0f}" for c in p.phases.values()),
+            p.teacher or "nothing" if p.network else "your model",
+            p.device,
+            f'<div style="text-align:left">{p.source}</div>',
+        )
         for p in PRESETS.values()
-    )
-    return (
-        '<table style="border-spacing:10px'
-        ' 2px"><tr><th>preset</th><th>what</th><th>kimg</th><th>starts from</th><th>meant'
-        f" for</th><th>numbers from</th></tr>{rows}</table>"
-    )
+    ]
+    heads = ("preset", "what", "kimg", "starts from", "meant for", "numbers from")
+    return _table(heads, rows, "10px 2px")
 
 # %% ../../nbs/workshop/cifar10.ipynb #be001d24
 def with_dropout(model, p):
@@ -305,9 +316,9 @@ def begin(preset, start=None, seed=0):
 
 # %% ../../nbs/workshop/cifar10.ipynb #a0d100f0
 def scaled(preset, scale, **settings):
-    """`preset` with `scale` times the pictures in every phase and stage, for a trial; `settings`
-    by name, of its objective too, replace those of the last phase. ValueError for a scale that is not above 0 and finite.
-    """
+    """`preset` with `scale` times the pictures in every phase and stage, for a trial; `settings` by
+    name, of its objective too, replace those of the last phase. ValueError for a scale that is not
+    above 0 and finite."""
     if not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}; it must be above 0 and finite")
 
@@ -445,22 +456,14 @@ def ledger(preset, flops):
 # %% ../../nbs/workshop/cifar10.ipynb #dcd0c275
 def ledger_table(rows, rate):
     "`ledger` as an HTML table, with the hours it takes at `rate` operations a second."
-    hours = lambda f: f / rate / 3600
-    total = dict(
-        phase="all",
-        stage=None,
-        images=sum(r["images"] for r in rows),
-        share=None,
-        flops=sum(r["flops"] for r in rows),
-    )
-    line = lambda r: (
-        f"<tr><td>{r['phase']}</td><td>{'' if r['stage'] is None else r['stage']}</td><td>{r['images']:,}</td><td>{'' if r['share'] is None else format(r['share'], '.0%')}</td><td>{r['flops']:.2e}</td><td>{hours(r['flops']):.2f}</td></tr>"
-    )
-    return (
-        '<table style="border-spacing:10px'
-        ' 1px"><tr><th>phase</th><th>stage</th><th>images</th><th>second'
-        f" pass</th><th>operations</th><th>hours</th></tr>{''.join(map(line, [*rows, total]))}</table>"
-    )
+    images, flops = (sum(r[k] for r in rows) for k in ("images", "flops"))
+    lines = [(r["phase"], r["stage"], r["images"], f"{r['share']:.0%}", r["flops"]) for r in rows]
+    cells = [
+        (phase, stage, f"{n:,}", share, f"{work:.2e}", f"{work / rate / 3600:.2f}")
+        for phase, stage, n, share, work in [*lines, ("all", "", images, "", flops)]
+    ]
+    heads = ("phase", "stage", "images", "second pass", "operations", "hours")
+    return _table(heads, cells, "10px 1px")
 
 # %% ../../nbs/workshop/cifar10.ipynb #2ea8bb6a
 BUDGETS = {  # images a published training saw, in millions
@@ -651,7 +654,7 @@ _NAMES = {f.name for kind in (Config, *_AIMS) for f in fields(kind)}
 
 # %% ../../nbs/workshop/cifar10.ipynb #0dc2f7be
 def _value(node):
-    "What a piece of a setting means: numbers, names, tuples, schedules and objectives, nothing else."
+    "What a setting means: numbers, names, tuples, schedules and objectives, nothing else."
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Name):
