@@ -84,6 +84,10 @@ def verdict(nb, e, answer_source):
     return space[e.check](space[e.answer])
 
 
+def test_the_exercises_are_found():
+    assert len(ALL) == 7 * 3 and len(SLIPS) > 100
+
+
 @pytest.mark.parametrize("path, nb, e", ALL)
 def test_the_stub_is_not_accepted_and_the_solution_is(path, nb, e):
     assert verdict(nb, e, e.stub).startswith("○")
@@ -312,10 +316,10 @@ def test_copies_for_a_class_are_written_whole_and_never_over_anything(tmp_path, 
     source.main("class", str(tmp_path / "class"))
     for path, nb in lessons():
         for kind in ("student", "teacher"):
-            assert (tmp_path / "class" / kind / path.name).exists()
+            assert (tmp_path / "class" / kind / "lessons" / path.name).exists()
         assert (
             "<summary>Solution</summary>"
-            not in (tmp_path / "class" / "student" / path.name).read_text()
+            not in (tmp_path / "class" / "student" / "lessons" / path.name).read_text()
         )
     with pytest.raises(SystemExit, match="nothing of yours is overwritten"):
         source.main("class", str(tmp_path / "class"))
