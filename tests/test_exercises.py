@@ -254,14 +254,15 @@ def notebook(
 
 
 def test_a_stub_keeps_signature_and_docstring_only():
-    assert (
-        source.stub(
-            'import math\n\ndef f(x, y=2):\n    """One.\n\n    Two."""\n    z = x\n    return'
-            " z\n\ndef g(\n    a,\n):\n    return a"
-        )
-        == 'import math\n\ndef f(x, y=2):\n    """One.\n\n    Two."""\n    ...\n\ndef g(\n   '
-        " a,\n):\n    ..."
+    solution = (
+        'import math\n\n\ndef f(x, y=2):\n    """One.\n\n    Two."""\n    z = x\n    return z\n\n\n'
+        "def g(\n    a,\n):\n    return a"
     )
+    stub = (
+        'import math\n\n\ndef f(x, y=2):\n    """One.\n\n    Two."""\n    ...\n\n\n'
+        "def g(\n    a,\n):\n    ..."
+    )
+    assert source.stub(solution) == stub
 
 
 def test_student_and_teacher_copies_come_from_the_one_source():
@@ -277,7 +278,7 @@ def test_student_and_teacher_copies_come_from_the_one_source():
 
 def statements(code):
     """The lines of a function that say something, without those that any answer would hold."""
-    common = ("def ", '"', "import ", "for ", "with torch.no_grad():")
+    common = ("def ", '"', "import ", "for ", "with torch.no_grad():", "return dict(", "p_t=Log")
     lines = {line.strip() for line in code.splitlines()}
     return {s for s in lines if len(s) >= 12 and not s.startswith(common)}
 
