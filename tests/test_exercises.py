@@ -21,7 +21,7 @@ import exercises as source
 
 
 def lessons():
-    for path in sorted((ROOT / "nbs").glob("0[1-7]_*.ipynb")):
+    for path in sorted((ROOT / "nbs").glob("lessons/0[1-7]_*.ipynb")):
         yield path, json.loads(path.read_text())
 
 

@@ -1417,6 +1417,8 @@ def test_one_panel_of_a_folder_works_at_a_time(tmp_path):
         )
         kept = first.bar.value
         second.buttons["Measure"].click()
+        while not second.task:  # the click comes as an event
+            await asyncio.sleep(0.005)
         while second.task:
             await asyncio.sleep(0.005)
         assert kept + second.bar.value == 8 and not second.error.value and not other.task
