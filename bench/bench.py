@@ -20,7 +20,8 @@ from ect_nb.networks import MLP
 from ect_nb.sampling import sample
 from ect_nb.schedules import Stages
 from ect_nb.show.flow import FlowPicture
-from ect_nb.training.loop import Config, draw, train
+from ect_nb.training.config import Config
+from ect_nb.training.loop import draw, train
 from ect_nb.training.speed import choose_precision, fast_precisions, residual_errors
 from pathlib import Path
 

@@ -22,7 +22,8 @@ from ect_nb.networks import edm_cifar10
 from ect_nb.sampling import sample
 from ect_nb.schedules import Stages
 from ect_nb.training import speed
-from ect_nb.training.loop import Config, draw, train
+from ect_nb.training.config import Config
+from ect_nb.training.loop import draw, train
 from ect_nb.training.speed import choose_precision, fast_precisions, residual_errors
 from pathlib import Path
 
@@ -147,7 +148,7 @@ def stage_line(model, pictures, stage, args, device):
         **vars(base)
         | dict(precision=precision, compile=args.compile, channels_last=args.channels_last)
     )
-    run = train(model, pictures, config, device=device)
+    aim, run = config.objective, train(model, pictures, config, device=device)
 
     def kit():
         switch(precision == "tf32")
@@ -182,7 +183,7 @@ def stage_line(model, pictures, stage, args, device):
             model,
             SHAPE,
             float(
-                (config.mapping(config.p_t.quantile((torch.arange(1000) + 0.5) / 1000), stage) > 0)
+                (aim.mapping(aim.p_t.quantile((torch.arange(1000) + 0.5) / 1000), stage) > 0)
                 .float()
                 .mean()
             ),

@@ -21,9 +21,11 @@ from ect_nb.io import data, weights
 from ect_nb.measure import features, metrics
 from ect_nb.measure.features import quantise
 from ect_nb.networks import UNet
+from ect_nb.objectives import ECT
 from ect_nb.sampling import sample
 from ect_nb.schedules import ConstantMapping, LogNormal, SigmoidMapping, Stages
-from ect_nb.training.loop import Config, train
+from ect_nb.training.config import Config, changed
+from ect_nb.training.loop import train
 from ect_nb.training.runs import checksum
 from ect_nb.training.speed import fast_precisions
 from pathlib import Path
@@ -41,8 +43,14 @@ NETWORK = dict(
     attention=(7,),
 )
 START = dict(batch=64, lr=1e-3, warmup_kimg=5, ema=0.999, precision="auto")
-RECIPE = dict(
-    kimg=16, batch=32, lr=1e-3, ema=0.99, c=0.03, stages=Stages(start=3), precision="auto"
+RECIPE = Config(
+    objective=ECT(c=0.03),
+    kimg=16,
+    batch=32,
+    lr=1e-3,
+    ema=0.99,
+    stages=Stages(start=3),
+    precision="auto",
 )
 TIMES = (0.4, 0.6, 0.8, 1.5, 2.5)
 TEXT = """# How the start and the recipe of 00 were chosen
@@ -158,7 +166,7 @@ def trial_start(text, wardrobe, kimg, seed):
     model = Precond(UNet(**network), sigma_data=0.5)
     began = time.process_time()
     for p in train(
-        model, wardrobe, Config.diffusion(**START | dict(kimg=kimg, seed=seed) | chosen)
+        model, wardrobe, changed(Config.diffusion(**START), kimg=kimg, seed=seed, **chosen)
     ):
         pass
     cost = time.process_time() - began
@@ -189,7 +197,7 @@ def trial_start(text, wardrobe, kimg, seed):
 def trial_tune(text, wardrobe, start, seed, judge, same=False):
     """Tune the start; distances after one and two steps, and whether the garments are still the
     same."""
-    config = Config(**RECIPE | settings(text) | dict(seed=seed))
+    config = changed(RECIPE, **settings(text) | dict(seed=seed))
     for p in train(start, wardrobe, config):
         pass
     write(
@@ -245,11 +253,8 @@ def trial_agree(precision, wardrobe, start, seed, judge, folder, noises=5):
     """Train the recipe of 00 in `precision`; what this study's judge says of the same weights, of
     samples as they came and cut to bytes, and what `metrics.measure` says, the atlas's judge, with
     several noises."""
-    config = Config(
-        **RECIPE
-        | settings("kimg=24, batch=16, lr=2e-3, decay='linear'")
-        | dict(seed=seed, precision=precision, snapshot_kimg=4)
-    )
+    chosen = settings("kimg=24, batch=16, lr=2e-3, decay='linear'")
+    config = changed(RECIPE, **chosen, seed=seed, precision=precision, snapshot_kimg=4)
     native = precision == "float32" or precision in fast_precisions(torch.device("cpu"))
     with nullcontext() if native else Bfloat16ByFloat32():
         for p in train(start, wardrobe, config, folder / f"{precision}-seed{seed}"):

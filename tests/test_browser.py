@@ -59,7 +59,7 @@ from ect_nb.diffusion import Precond
 from ect_nb.show.explorer import Tuning, flow_panel, show_panel, tuning_panel
 from ect_nb.networks import UNet
 from ect_nb.schedules import Stages
-from ect_nb.training.loop import Config
+from ect_nb.training.config import Config
 mixture = {MIXTURE}
 
 def half(x, t):

@@ -459,6 +459,11 @@ WRONG = {
             ("lr=" + "9" * 6000, "cannot be read"),
             ("betas=(2, 3)", "two numbers"),
             ("optimizer=SGDD", "must be one of"),
+            ("weight=heavy", "must be one of"),
+            ("c=-1", "negative"),
+            ("mapping=None", "SigmoidMapping"),
+            ("objective=Far", "an objective, ECT"),
+            ("first=3", "no setting"),
         )
     ],
     "options": [

@@ -10,12 +10,14 @@ from ect_nb.analytic import GaussianMixture
 from ect_nb.diffusion import Precond
 from ect_nb.measure.atlas import Atlas
 from ect_nb.networks import UNet
+from ect_nb.objectives import ECT
 from ect_nb.schedules import Stages
 from ect_nb.show import explorer, live, panels, tradeoff
 from ect_nb.show.flow import FlowPicture, flow, flow_panel
 from ect_nb.show.panels import show_panel
 from ect_nb.show.tuning import Tuning, film, tuning_panel, tuning_words
-from ect_nb.training.loop import Config, train
+from ect_nb.training.config import Config
+from ect_nb.training.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,19 @@ def tuning(kimg=0.064, noise=4, n_looks=20, **kw):
     return Tuning(
         model,
         data,
-        Config(**(dict(kimg=kimg, batch=8, lr=1e-3, ema=0.5, c=0.03, stages=Stages(start=3)) | kw)),
+        Config(
+            **(
+                dict(
+                    kimg=kimg,
+                    batch=8,
+                    lr=1e-3,
+                    ema=0.5,
+                    objective=ECT(c=0.03),
+                    stages=Stages(start=3),
+                )
+                | kw
+            )
+        ),
         z,
         n_looks,
     )

@@ -94,7 +94,8 @@ def minutes(nb):
 
 
 def promised(nb):
-    "(path, beside it) as the page says it: '**Time.** 30 minutes; 25 more ...'. None if it is silent."
+    """(path, beside it) as the page says it: '**Time.** 30 minutes; 25 more ...'; None if it is
+    silent."""
     text = "\n".join("".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "markdown")
     said = re.search(r"^\*\*Time\.\*\* (\d+) minutes\b.*?\b(\d+) more\b", text, re.M | re.S)
     return said and (int(said[1]), int(said[2]))

@@ -10,8 +10,9 @@ import math
 import torch
 from .check import check, compare
 from ..diffusion import karras_times
+from ..objectives import ECT
 from ..schedules import LogNormal, SigmoidMapping, Stages, plan
-from ..training.loop import Config, validated
+from ..training.config import Config, validated
 
 # %% ../../nbs/inside/checks_04.ipynb #eec4b8ee
 def _crossing(holds, low, high):
@@ -198,7 +199,8 @@ def _not_for_config(d):
     if d["p_t"] != LogNormal():
         return "Leave p(t) as it is, p_t=LogNormal(): mapping and stages are yours to choose."
     try:
-        validated(Config(**d))
+        objective = ECT(mapping=d["mapping"], p_t=d["p_t"])
+        validated(Config(objective=objective, stages=d["stages"], kimg=d["kimg"]))
     except ValueError as error:
         return f"The trainer does not take it: {error}."
 

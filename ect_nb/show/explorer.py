@@ -13,9 +13,9 @@ from copy import deepcopy
 from ..measure.atlas import TIMES, Atlas, survey
 from .panels import background, guard, readout_html, safely
 from .planner import planner
+from .planner import _bars
 from ect_nb.show.tradeoff import (
     _ROUND,
-    _bars,
     _budget_colors,
     _floor,
     _heading,

@@ -14,6 +14,7 @@ import numpy as np
 import time
 import torch
 import torch.nn.functional as F
+import traceback
 import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -233,7 +234,7 @@ def train(
 
 # %% ../../nbs/inside/trainer.ipynb #931455d4
 def prepared(model, data, config, folder=None, device=None, accelerator=None, teacher=None):
-    "A run that is ready for its first step; the arguments are those of `train`. Nothing is written."
+    "A run before its first step, from the arguments of `train`; nothing is written yet."
     validated(config)
     model, team = inside(model), Team(accelerator)
     parts(config.batch, config.accumulate, team.index, team.n)
@@ -405,10 +406,10 @@ def _try_loss(config, model, x0, kw):
     except ValueError:
         raise
     except Exception as e:
-        raise ValueError(
-            f"this network does not take {tuple(x0.shape[1:])} of {x0.dtype}, or {name} fails: "
-            f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
-        ) from e
+        taken = f"this network does not take {tuple(x0.shape[1:])} of {x0.dtype}"
+        what = taken if _came_from(model, e) else f"the loss of {name} fails"
+        said = str(e).splitlines()[0] if str(e) else ""
+        raise ValueError(f"{what}: {type(e).__name__}: {said}") from e
     if loss.shape != (len(x0),):
         raise ValueError(
             f"the loss of {name} must be one number a row, not {tuple(loss.shape)} for"
@@ -420,6 +421,12 @@ def _try_loss(config, model, x0, kw):
         raise ValueError(
             f"precision='auto' compares two answers, and {name}.pair gives none: name a precision"
         )
+
+# %% ../../nbs/inside/trainer.ipynb #0c0de00e
+def _came_from(module, error):
+    "Whether `error` was raised while `module` was asked."
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(frame.f_locals.get("self") is module for frame in frames)
 
 # %% ../../nbs/inside/trainer.ipynb #9102f9c9
 def facts_of(config, model, data, teacher=None):
