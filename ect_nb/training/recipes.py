@@ -723,7 +723,8 @@ def _settings(pairs, config):
     found = {}
     for pair in pairs:
         name, equals, text = (part.strip() for part in pair.partition("="))
-        now = vars(found.get("objective", config.objective)) | vars(config)
+        aim = found.get("objective", config.objective)
+        now = vars(type(aim)()) | vars(Config())
         if name not in now:
             raise ValueError(f"{name[:40]} is no setting: choose among {', '.join(now)}")
         if not equals or not text:
