@@ -26,7 +26,7 @@ from packaging.requirements import Requirement
 from pathlib import Path
 
 LAYERS = [
-    "exact",
+    "exact io.files",
     "analytic schedules networks course.check show.pictures io.data",
     "asking branches",
     "diffusion losses io.pickles",
