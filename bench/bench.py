@@ -20,7 +20,8 @@ from ect_nb.networks import MLP
 from ect_nb.sampling import sample
 from ect_nb.schedules import Stages
 from ect_nb.show.flow import FlowPicture
-from ect_nb.training.loop import Config, draw, train
+from ect_nb.training.config import Config
+from ect_nb.training.loop import draw, train
 from ect_nb.training.speed import choose_precision, fast_precisions, residual_errors
 from pathlib import Path
 
@@ -106,7 +107,8 @@ IMPORTS = (
     NOW
     + """import torch
 a = now()
-import ect_nb.training.loop, ect_nb.sampling, ect_nb.io.data, ect_nb.measure.metrics, ect_nb.show.explorer
+import ect_nb.training.loop, ect_nb.sampling, ect_nb.io.data
+import ect_nb.measure.metrics, ect_nb.show.explorer
 b = now()
 print(b[0] - a[0], b[1] - a[1])
 """
@@ -114,7 +116,8 @@ print(b[0] - a[0], b[1] - a[1])
 PICTURE = (
     NOW
     + """import json, os, IPython.display
-page, cells = {}, ["".join(c["source"]) for c in json.load(open("00_sixty_seconds.ipynb", encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+notebook = json.load(open("00_sixty_seconds.ipynb", encoding="utf-8"))
+page, cells = {}, ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
 def shown(*args, **kw):
     d = now()
     print(d[0] - a[0], d[1] - a[1], b[0] - a[0], c[0] - b[0], d[0] - c[0], flush=True)
@@ -124,7 +127,8 @@ a = now(); import torch
 b = now(); import matplotlib.pyplot
 c = now()
 for cell in cells:
-    if not cell.startswith("#| hide"): exec("\\n".join(l for l in cell.split("\\n") if not l.startswith(("%", "!"))), page)
+    lines = [l for l in cell.split("\\n") if not l.startswith(("%", "!"))]
+    if not cell.startswith("#| hide"): exec("\\n".join(lines), page)
 """
 )
 
@@ -172,9 +176,8 @@ def waiting(args):
         f"  first picture of 00       {against(5, seconds, busy)}; first process {first[0]:.1f} s"
     )
     print(
-        "    of which {:.1f} s import torch, {:.1f} s import matplotlib, {:.1f} s are the rest".format(
-            *map(statistics.median, parts)
-        )
+        "    of which {:.1f} s import torch, {:.1f} s import matplotlib,"
+        " {:.1f} s are the rest".format(*map(statistics.median, parts))
     )
 
 

@@ -22,7 +22,8 @@ from ect_nb.networks import edm_cifar10
 from ect_nb.sampling import sample
 from ect_nb.schedules import Stages
 from ect_nb.training import speed
-from ect_nb.training.loop import Config, draw, train
+from ect_nb.training.config import Config
+from ect_nb.training.loop import draw, train
 from ect_nb.training.speed import choose_precision, fast_precisions, residual_errors
 from pathlib import Path
 
@@ -30,12 +31,18 @@ HERE = Path(__file__).parent
 SHAPE = (3, 32, 32)
 TEXT = """# The step of the full CIFAR-10 network
 
-Written by `python bench/cifar.py table` from `cifar.jsonl`; each line there is one stage of one run of `python bench/cifar.py`. The network is `networks.edm_cifar10(dropout=0.2)`
-with random weights, its last layers woken up (scaled to the size of all others) so that its body has a say in the residual; the pictures are noise. Speed depends on neither; the
-arithmetic, chosen by the rule of the residual's error (at most 0.3), does: with trained weights (`--weights`) it may come out otherwise. *Plain* is the recipe as one would
-first write it: eager, both branches for every row, RAdam and EMA parameter by parameter, dropout drawn by torch. *Ratio* is the time of the plain step over that of the kit's in the same round,
-median [quartiles]; above 1 the kit is faster. MFU counts the passes that the step needs (3 + the share of rows with r > 0), over the published peak of the device in that arithmetic.
-Lines of a CPU are from a machine that had much other work at the time: their spread says how little they settle.
+Written by `python bench/cifar.py table` from `cifar.jsonl`; each line there is one stage of one run
+of `python bench/cifar.py`. The network is `networks.edm_cifar10(dropout=0.2)`
+with random weights, its last layers woken up (scaled to the size of all others) so that its body
+has a say in the residual; the pictures are noise. Speed depends on neither; the
+arithmetic, chosen by the rule of the residual's error (at most 0.3), does: with trained weights
+(`--weights`) it may come out otherwise. *Plain* is the recipe as one would
+first write it: eager, both branches for every row, RAdam and EMA parameter by parameter, dropout
+drawn by torch. *Ratio* is the time of the plain step over that of the kit's in the same round,
+median [quartiles]; above 1 the kit is faster. MFU counts the passes that the step needs (3 + the
+share of rows with r > 0), over the published peak of the device in that arithmetic.
+Lines of a CPU are from a machine that had much other work at the time: their spread says how little
+they settle.
 {owed}"""
 
 
@@ -141,7 +148,7 @@ def stage_line(model, pictures, stage, args, device):
         **vars(base)
         | dict(precision=precision, compile=args.compile, channels_last=args.channels_last)
     )
-    run = train(model, pictures, config, device=device)
+    aim, run = config.objective, train(model, pictures, config, device=device)
 
     def kit():
         switch(precision == "tf32")
@@ -176,7 +183,7 @@ def stage_line(model, pictures, stage, args, device):
             model,
             SHAPE,
             float(
-                (config.mapping(config.p_t.quantile((torch.arange(1000) + 0.5) / 1000), stage) > 0)
+                (aim.mapping(aim.p_t.quantile((torch.arange(1000) + 0.5) / 1000), stage) > 0)
                 .float()
                 .mean()
             ),

@@ -21,9 +21,11 @@ from ect_nb.io import data, weights
 from ect_nb.measure import features, metrics
 from ect_nb.measure.features import quantise
 from ect_nb.networks import UNet
+from ect_nb.objectives import ECT
 from ect_nb.sampling import sample
 from ect_nb.schedules import ConstantMapping, LogNormal, SigmoidMapping, Stages
-from ect_nb.training.loop import Config, train
+from ect_nb.training.config import Config, changed
+from ect_nb.training.loop import train
 from ect_nb.training.runs import checksum
 from ect_nb.training.speed import fast_precisions
 from pathlib import Path
@@ -41,23 +43,41 @@ NETWORK = dict(
     attention=(7,),
 )
 START = dict(batch=64, lr=1e-3, warmup_kimg=5, ema=0.999, precision="auto")
-RECIPE = dict(
-    kimg=16, batch=32, lr=1e-3, ema=0.99, c=0.03, stages=Stages(start=3), precision="auto"
+RECIPE = Config(
+    objective=ECT(c=0.03),
+    kimg=16,
+    batch=32,
+    lr=1e-3,
+    ema=0.99,
+    stages=Stages(start=3),
+    precision="auto",
 )
 TIMES = (0.4, 0.6, 0.8, 1.5, 2.5)
 TEXT = """# How the start and the recipe of 00 were chosen
 
-Written by `python bench/study.py table` from `study.jsonl`; each line is one run of the command in `study.py`'s first lines. Distances are Fréchet distances to the
-training pictures in 64 features of the kit's classifier (`n` samples from one fixed noise; not FID), `one` and `two at t` are one and two evaluations with the
-intermediate time t. What a line does not name is as in `START`, `NETWORK` and `RECIPE` in `study.py`. `start` is the checksum of the weights tuned: 11de3533 is the start after 400 thousand pictures,
-the other the shipped one. Most lines are one seed: differences of a tenth say little; seconds were taken on a machine shared with other work.
+Written by `python bench/study.py table` from `study.jsonl`; each line is one run of the command in
+`study.py`'s first lines. Distances are Fréchet distances to the
+training pictures in 64 features of the kit's classifier (`n` samples from one fixed noise; not
+FID), `one` and `two at t` are one and two evaluations with the
+intermediate time t. What a line does not name is as in `START`, `NETWORK` and `RECIPE` in
+`study.py`. `start` is the checksum of the weights tuned: 11de3533 is the start after 400 thousand
+pictures,
+the other the shipped one. Most lines are one seed: differences of a tenth say little; seconds were
+taken on a machine shared with other work.
 
-**Two numbers for one recipe, and why.** Until 2026-11-27 this study gave the classifier what the network gave, and wrote 15.8, 17.0 and 16.5 for the recipe of 00 in one evaluation
-(24 kimg, three seeds), where `data/atlas` has 21.8, 23.1 and 18.9. `agree` trained seed 0 once more in float32: `metrics.measure` says 21.78 of it to the last digit of the atlas's record, this
-study's old way says 16.43, and the same samples cut to [-1, 1] 22.07. About a quarter of the values lay outside (`outside`: of those in two evaluations), nearly all below -1, blacker than black; no picture file holds such values, and the
-classifier rewards them. Rounding to 256 levels moves the distance by 0.02, other noise by about one, bfloat16 in place of float32 (the last table) by less than other noise does.
-So the atlas is right. Samples are now cut and rounded to bytes before they are measured, here as there. Lines that say *as they came* are from before: compare them with one another, and with
-nothing else. The recipe was chosen by them; between such lines the order of the settings is that of this measure."""
+**Two numbers for one recipe, and why.** Until 2026-11-27 this study gave the classifier what the
+network gave, and wrote 15.8, 17.0 and 16.5 for the recipe of 00 in one evaluation
+(24 kimg, three seeds), where `data/atlas` has 21.8, 23.1 and 18.9. `agree` trained seed 0 once more
+in float32: `metrics.measure` says 21.78 of it to the last digit of the atlas's record, this
+study's old way says 16.43, and the same samples cut to [-1, 1] 22.07. About a quarter of the values
+lay outside (`outside`: of those in two evaluations), nearly all below -1, blacker than black; no
+picture file holds such values, and the
+classifier rewards them. Rounding to 256 levels moves the distance by 0.02, other noise by about
+one, bfloat16 in place of float32 (the last table) by less than other noise does.
+So the atlas is right. Samples are now cut and rounded to bytes before they are measured, here as
+there. Lines that say *as they came* are from before: compare them with one another, and with
+nothing else. The recipe was chosen by them; between such lines the order of the settings is that of
+this measure."""
 WORDS = dict(
     Stages=Stages,
     SigmoidMapping=SigmoidMapping,
@@ -146,7 +166,7 @@ def trial_start(text, wardrobe, kimg, seed):
     model = Precond(UNet(**network), sigma_data=0.5)
     began = time.process_time()
     for p in train(
-        model, wardrobe, Config.diffusion(**START | dict(kimg=kimg, seed=seed) | chosen)
+        model, wardrobe, changed(Config.diffusion(**START), kimg=kimg, seed=seed, **chosen)
     ):
         pass
     cost = time.process_time() - began
@@ -177,7 +197,7 @@ def trial_start(text, wardrobe, kimg, seed):
 def trial_tune(text, wardrobe, start, seed, judge, same=False):
     """Tune the start; distances after one and two steps, and whether the garments are still the
     same."""
-    config = Config(**RECIPE | settings(text) | dict(seed=seed))
+    config = changed(RECIPE, **settings(text) | dict(seed=seed))
     for p in train(start, wardrobe, config):
         pass
     write(
@@ -233,11 +253,8 @@ def trial_agree(precision, wardrobe, start, seed, judge, folder, noises=5):
     """Train the recipe of 00 in `precision`; what this study's judge says of the same weights, of
     samples as they came and cut to bytes, and what `metrics.measure` says, the atlas's judge, with
     several noises."""
-    config = Config(
-        **RECIPE
-        | settings("kimg=24, batch=16, lr=2e-3, decay='linear'")
-        | dict(seed=seed, precision=precision, snapshot_kimg=4)
-    )
+    chosen = settings("kimg=24, batch=16, lr=2e-3, decay='linear'")
+    config = changed(RECIPE, **chosen, seed=seed, precision=precision, snapshot_kimg=4)
     native = precision == "float32" or precision in fast_precisions(torch.device("cpu"))
     with nullcontext() if native else Bfloat16ByFloat32():
         for p in train(start, wardrobe, config, folder / f"{precision}-seed{seed}"):

@@ -101,8 +101,8 @@ def paper_exponent(iteration, d):
 
 # %% ../nbs/lessons/04_schedules.ipynb #d33a3eda
 def design(q=2.0, k=8.0, b=1.0, stages=8, kimg=60.0, P_mean=-1.1, P_std=2.0):
-    """A schedule of `stages` equally long stages as `loop.Config` takes it: dict(mapping, stages,
-    p_t, kimg). ValueError for values that make none."""
+    """A schedule of `stages` equally long stages, as `plan` takes it: dict(mapping, stages, p_t,
+    kimg). ValueError for values that make none."""
     if not (q > 1 and k >= 0 and b > 0):
         raise ValueError(f"q must be above 1, k at least 0 and b above 0, not {q}, {k}, {b}")
     if stages < 1 or stages != int(stages):

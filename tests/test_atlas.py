@@ -16,7 +16,8 @@ from ect_nb.networks import UNet
 from ect_nb.sampling import sample
 from ect_nb.schedules import Stages
 from ect_nb.show.tradeoff import strip
-from ect_nb.training.loop import Config, train
+from ect_nb.training.config import Config
+from ect_nb.training.loop import train
 from pathlib import Path
 
 

@@ -59,14 +59,15 @@ from ect_nb.diffusion import Precond
 from ect_nb.show.explorer import Tuning, flow_panel, show_panel, tuning_panel
 from ect_nb.networks import UNet
 from ect_nb.schedules import Stages
-from ect_nb.training.loop import Config
+from ect_nb.training.config import Config
 mixture = {MIXTURE}
 
 def half(x, t):
     if (t < 0.02).any(): raise ValueError("this model knows nothing below t = 0.02")
     return x / (1 + t**2) ** 0.5 / 2
 
-show_panel(flow_panel(mixture, {{"the denoiser": mixture.denoise, "the halving": half}}, x=0.6, t=8.0))""",
+models = {{"the denoiser": mixture.denoise, "the halving": half}}
+show_panel(flow_panel(mixture, models, x=0.6, t=8.0))""",
     f"""class Fragile(data.Pictures):
     broken = False
     def to(self, device): return self
@@ -78,11 +79,13 @@ torch.set_num_threads(1); torch.manual_seed(0)
 pictures = data.load("fashion_mnist_20k")
 fragile = Fragile(pictures.images, name="fragile")
 start = Precond(UNet(28, 1, 8, (1,), num_blocks=1, attention=(), patch=4))
-config = Config(kimg={TOTAL // 1000}, batch={BATCH}, lr=1e-3, ema=0.9, c=0.03, stages=Stages(start=3))
+config = Config(kimg={TOTAL // 1000}, batch={BATCH}, lr=1e-3, ema=0.9, c=0.03,
+                stages=Stages(start=3))
 tuning = Tuning(start, fragile, config, torch.randn(16, 1, 28, 28), n_looks=1000)
 show_panel(tuning_panel(tuning))""",
-    """print(tuning.images, tuning.model is start, float(sum(p.detach().abs().sum() for p in tuning.model.parameters())),
-      tuning.running, tuning.before.images if tuning.before else None, tuning.before.running if tuning.before else None)""",
+    """print(tuning.images, tuning.model is start, float(sum(p.detach().abs().sum() for p in
+    tuning.model.parameters())),
+      tuning.running, *((b.images, b.running) if (b := tuning.before) else (None, None)))""",
     """fragile.broken = tuning.images > 0; print(fragile.broken)""",
     """from ect_nb.show.explorer import Atlas, compare_panel, explorer, live_panel, planner
 atlas = Atlas.load()
@@ -1020,8 +1023,12 @@ def test_layout(page, width):
 
 CUT = """panel => {
     const edge = panel.closest('.jp-OutputArea-output').getBoundingClientRect().right + 1;
-    const bad = e => e.getBoundingClientRect().right > edge || (e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX != 'visible');
-    return [...panel.querySelectorAll('*')].filter(e => !e.closest('.noUi-target, .js-plotly-plot') && bad(e)).map(e => e.className + ': ' + e.textContent);
+    const hides = e => getComputedStyle(e).overflowX != 'visible';
+    const wide = e => e.scrollWidth > e.clientWidth + 1 && hides(e);
+    const bad = e => e.getBoundingClientRect().right > edge || wide(e);
+    return [...panel.querySelectorAll('*')]
+        .filter(e => !e.closest('.noUi-target, .js-plotly-plot') && bad(e))
+        .map(e => e.className + ': ' + e.textContent);
 }"""
 
 # Again, and later: a cell run twice, the page loaded anew, the kernel restarted, the notebook

@@ -1,4 +1,4 @@
-"""Every command that the pages print works; whatever goes wrong in the shell ends in one sentence."""
+"Every command that the pages print works; whatever goes wrong in the shell ends in a sentence."
 
 import ast
 import inspect
@@ -146,7 +146,7 @@ import test_commands
 import torch
 from ect_nb.training import recipes
 recipes.PRESETS.update(test_commands.tiny_presets())
-torch.optim.RAdam([torch.zeros(1, requires_grad=True)])          # what torch loads late is loaded once
+torch.optim.RAdam([torch.zeros(1, requires_grad=True)])  # what torch loads late is loaded once
 for line in sys.stdin:
     child = os.fork()
     if not child:
@@ -459,6 +459,11 @@ WRONG = {
             ("lr=" + "9" * 6000, "cannot be read"),
             ("betas=(2, 3)", "two numbers"),
             ("optimizer=SGDD", "must be one of"),
+            ("weight=heavy", "must be one of"),
+            ("c=-1", "negative"),
+            ("mapping=None", "SigmoidMapping"),
+            ("objective=Far", "an objective, ECT"),
+            ("first=3", "no setting"),
         )
     ],
     "options": [

@@ -10,9 +10,11 @@ from dataclasses import replace
 from ect_nb.diffusion import Precond
 from ect_nb.losses import ect_loss
 from ect_nb.networks import MLP, Block, Conv2d, Dropout, UNet, place_dropout, shared_dropout
+from ect_nb.objectives import ECT
 from ect_nb.schedules import LogNormal, SigmoidMapping, Stages
 from ect_nb.training import loop, speed
-from ect_nb.training.loop import Config, draw, train
+from ect_nb.training.config import Config
+from ect_nb.training.loop import draw, train
 from ect_nb.training.runs import RunFolder, checksum, load_state
 from torch import nn
 
@@ -214,7 +216,9 @@ def test_the_loop_compiles_a_few_graphs_and_then_no_more(monkeypatch):
     torch._dynamo.reset()
     counters.clear()
     seen, rows = [], set()
-    config = settings(40, compile=True, stages=Stages(0, 160, 3), mapping=SigmoidMapping(q=1.5))
+    config = settings(
+        40, compile=True, stages=Stages(0, 160, 3), objective=ECT(mapping=SigmoidMapping(q=1.5))
+    )
     run = train(unet(), PICTURES, config)
     for p in run:
         seen.append(counters["stats"]["unique_graphs"])

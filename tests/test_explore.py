@@ -10,12 +10,14 @@ from ect_nb.analytic import GaussianMixture
 from ect_nb.diffusion import Precond
 from ect_nb.measure.atlas import Atlas
 from ect_nb.networks import UNet
+from ect_nb.objectives import ECT
 from ect_nb.schedules import Stages
 from ect_nb.show import explorer, live, panels, tradeoff
 from ect_nb.show.flow import FlowPicture, flow, flow_panel
 from ect_nb.show.panels import show_panel
 from ect_nb.show.tuning import Tuning, film, tuning_panel, tuning_words
-from ect_nb.training.loop import Config, train
+from ect_nb.training.config import Config
+from ect_nb.training.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,19 @@ def tuning(kimg=0.064, noise=4, n_looks=20, **kw):
     return Tuning(
         model,
         data,
-        Config(**(dict(kimg=kimg, batch=8, lr=1e-3, ema=0.5, c=0.03, stages=Stages(start=3)) | kw)),
+        Config(
+            **(
+                dict(
+                    kimg=kimg,
+                    batch=8,
+                    lr=1e-3,
+                    ema=0.5,
+                    objective=ECT(c=0.03),
+                    stages=Stages(start=3),
+                )
+                | kw
+            )
+        ),
         z,
         n_looks,
     )
@@ -600,7 +614,7 @@ def test_background_work_is_one_of_a_kind():
     from ect_nb.show.panels import background
 
     async def use():
-        done, ends = [], []
+        ends = []
 
         async def work(name):
             try:
@@ -1417,6 +1431,8 @@ def test_one_panel_of_a_folder_works_at_a_time(tmp_path):
         )
         kept = first.bar.value
         second.buttons["Measure"].click()
+        while not second.task:  # the click comes as an event
+            await asyncio.sleep(0.005)
         while second.task:
             await asyncio.sleep(0.005)
         assert kept + second.bar.value == 8 and not second.error.value and not other.task

@@ -58,19 +58,20 @@ def lesson():
     three exercises."""
     return [
         new_markdown_cell("# 04 · Schedules\n\n> which t, which r\n\n" + BADGE),
-        new_markdown_cell("**You will be able to** draw t"),
+        new_markdown_cell("**You will be able to** draw t\n\n**Time.** 9 minutes; 25 more."),
         new_code_cell("#| default_exp schedules"),
         new_code_cell("#| export\nimport torch"),
-        new_code_cell("#| export\ndef half(t): return t / 2"),
-        new_code_cell("half(2)", outputs=[picture("a falling line")]),
+        new_code_cell("#| export\ndef half(t):\n    return t / 2"),
+        new_code_cell("half(torch.tensor(2))", outputs=[picture("a falling line")]),
         *(new_markdown_cell("**Predict first.** Up or down?") for _ in range(3)),
+        new_code_cell("from kit import check_half, panel, show_panel"),
         new_code_cell("show_panel(panel)"),
         new_markdown_cell("**Three questions for your hands.**\n\n1. Up?\n2. Down?\n3. Why?"),
         *exercise("★"),
         *exercise("★★"),
         *exercise("★★★"),
         new_markdown_cell("## Recap\n\n| t | r |"),
-        new_markdown_cell("**Next:** weighting."),
+        new_markdown_cell("**Next:** [the map](../index.ipynb)."),
     ]
 
 
@@ -85,7 +86,7 @@ def write(path, cells, **metadata):
 def good(tmp_path_factory):
     "A small repository that every gate accepts."
     root = tmp_path_factory.mktemp("good")
-    for folder in ("nbs/images", "ect_nb", "data"):
+    for folder in ("nbs/images", "nbs/lessons", "ect_nb", "data"):
         (root / folder).mkdir(parents=True)
     for name in ("pyproject.toml", "requirements.lock"):
         shutil.copy(ROOT / name, root)
@@ -95,12 +96,12 @@ def good(tmp_path_factory):
         root / "nbs" / "index.ipynb",
         [
             new_markdown_cell(
-                "![garments](images/hero.png)\n\n# ect_nb\n\nSee [04](04_schedules.ipynb)."
+                "![garments](images/hero.png)\n\n# ect_nb\n\nSee [04](lessons/04_schedules.ipynb)."
             ),
             new_code_cell("print(2)", outputs=[new_output("stream", text="2\n")]),
         ],
     )
-    write(root / "nbs" / "04_schedules.ipynb", lesson())
+    write(root / "nbs" / "lessons" / "04_schedules.ipynb", lesson())
     for tool in ("nbdev-export", "nbdev-clean"):
         subprocess.run([Path(sys.executable).parent / tool], cwd=root, check=True)
     (root / "settings.ini").write_text(settings.text(root))
@@ -126,7 +127,7 @@ def relesson(change, **metadata):
     def act(root):
         cells = lesson()
         change(cells)
-        write(root / "nbs" / "04_schedules.ipynb", cells, **metadata)
+        write(root / "nbs" / "lessons" / "04_schedules.ipynb", cells, **metadata)
 
     return act
 
@@ -196,32 +197,43 @@ BAD = [
     ("spine", "Recap", source(-2, "### Recap")),
     ("spine", "Next", source(-1, "That is all.")),
     ("theory", "less than three times", source(6, "Up or down?")),
-    ("theory", "lacks a panel", source(9, "panel")),
+    ("theory", "lacks a panel", source(10, "panel")),
     (
         "theory",
         "lacks a panel",
-        source(10, "**Three questions for your hands.**\n\n1. Up?\n2. Down?"),
+        source(11, "**Three questions for your hands.**\n\n1. Up?\n2. Down?"),
     ),
     (
         "theory",
         "needs three exercises",
-        relesson(lambda cells: cells.__setitem__(slice(17, 20), [])),
+        relesson(lambda cells: cells.__setitem__(slice(18, 21), [])),
     ),
     (
         "theory",
         "1 hints",
         relesson(
-            lambda cells: cells[11].update(source=cells[11]["source"].replace("Hint 2", "Note"))
+            lambda cells: cells[12].update(source=cells[12]["source"].replace("Hint 2", "Note"))
         ),
     ),
-    ("theory", "not the stub", source(12, "def half(x): ...")),
+    ("theory", "not the stub", source(13, "def half(x): ...")),
     (
         "theory",
         "no block",
         relesson(
-            lambda cells: cells[14].update(source=cells[14]["source"].replace("Solution", "Answer"))
+            lambda cells: cells[15].update(source=cells[15]["source"].replace("Solution", "Answer"))
         ),
     ),
+    (
+        "lessons_are_lessons",
+        "at most 15 %",
+        source(4, "#| export\n" + "\n".join(f"x{i} = {i}" for i in range(20))),
+    ),
+    ("lessons_are_lessons", "at most 15 %", source(4, "\n".join(["assert 1 + 1 == 2"] * 12))),
+    ("keeps_its_time", "does not say", source(1, "**You will be able to** draw t")),
+    ("keeps_its_time", "promises 9 minutes", source(6, "Up. " * 1000)),
+    ("keeps_its_time", "25 more", source(-2, "## Recap\n\n## Further: more\n" + "Up. " * 2000)),
+    ("keeps_its_time", "before the path ends", source(6, "## Further: up or down?")),
+    ("keeps_its_time", "about four", source(6, "Up. " * 60_000)),
     ("first_picture", "no picture", relesson(lambda cells: cells[5].update(outputs=[]))),
     (
         "first_picture",
@@ -230,6 +242,19 @@ BAD = [
             lambda cells: cells.__setitem__(slice(4, 4), [new_code_cell("x = 1") for _ in range(3)])
         ),
     ),
+    ("chain", "leaves the house", source(-1, "**Next:** [far](../../README.ipynb).")),
+    (
+        "chain",
+        "never reaches nbs/lessons/05_lost.ipynb",
+        lambda r: shutil.copy(
+            r / "nbs" / "lessons" / "04_schedules.ipynb", r / "nbs" / "lessons" / "05_lost.ipynb"
+        ),
+    ),
+    ("functions", "31 lines", module("def f():\n" + "    x = 1\n" * 30)),
+    ("functions", "a public name", module("from ect_nb.losses import _to")),
+    ("stored_form", "another form", source(4, "#| export\ndef half(t): return t/2")),
+    ("stored_form", "E501", source(4, "#| export\n# " + "x" * 99)),
+    ("stored_form", "F821", source(5, "halve(torch.tensor(2))")),
     ("code_cells", "41 lines", source(5, "\n".join(f"x{i} = {i}" for i in range(41)))),
     ("code_cells", "imports beside", source(5, "import math\nmath.pi")),
     ("alt_text", "show_figure", out(picture(" "))),
@@ -244,7 +269,7 @@ BAD = [
     ),
     ("layers", "not in a lower layer", module("from .losses import ect_loss")),
     ("layers", "not in a lower layer", module("def f():\n    from ect_nb.networks import MLP")),
-    ("layers", "not in a lower layer", module("from . import training")),
+    ("layers", "not in a lower layer", module("from .training import loop")),
     ("layers", "in no layer", lambda r: (r / "ect_nb" / "stray.py").write_text("")),
     ("light_imports", "imports scipy", module("import scipy.stats")),
     (
@@ -297,7 +322,9 @@ BAD = [
         "export_and_clean",
         "04_schedules.ipynb is not what",
         lambda r: edit(
-            r / "nbs" / "04_schedules.ipynb", '"execution_count": null', '"execution_count": 3'
+            r / "nbs" / "lessons" / "04_schedules.ipynb",
+            '"execution_count": null',
+            '"execution_count": 3',
         ),
     ),
 ]
@@ -447,11 +474,13 @@ def test_a_page_to_be_read(tmp_path):
         '{"application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0,'
         ' "model_id": "m"}}'
     )
-    still = f"""{{"image/png": "{PNG}", "text/plain": "a ghost", "text/html": "<div class='ect-still'>a ghost</div>"}}"""
+    html = "<div class='ect-still'>a ghost</div>"
+    still = f"""{{"image/png": "{PNG}", "text/plain": "a ghost", "text/html": "{html}"}}"""
     width = "dict(alt='a ghost') | ({} if os.environ['ECT_NB_SHARP'] == '1' else dict(width=400))"
     cells = [
         new_markdown_cell(
-            "# 05 · Toy\n\nSee [04](04_schedules.ipynb), [there](04_schedules.ipynb#there), [the"
+            """# 05 · Toy\n\nSee [04](04_schedules.ipynb),
+            [there](04_schedules.ipynb#there), [the"""
             " study](../bench/study.md)."
         ),
         new_code_cell("#| hide\nsecret = 1"),
@@ -500,7 +529,7 @@ def test_run_notebooks_names_what_is_missing():
     )
     assert (
         result.returncode == 1
-        and "there is no 99_nowhere.ipynb in nbs/" in result.stderr
+        and "there is no page 99_nowhere in nbs/" in result.stderr
         and "Traceback" not in result.stderr
     )
 
@@ -659,7 +688,7 @@ def test_make_help_lists_every_target():
 def test_importing_the_package_is_light():
     """All modules together load nothing but themselves, NumPy, PyTorch and the standard library,
     and not PyTorch's compiler, which takes seconds."""
-    names = [f"ect_nb.{p.stem}" for p in sorted((ROOT / "ect_nb").glob("[!_]*.py"))]
+    names = [f"ect_nb.{name}" for name in gates.files(ROOT)]
     code = (
         f"import sys, importlib, torch, numpy\nwas = set(sys.modules)\nfor n in {names}:"
         " importlib.import_module(n)\nprint(*set(sys.modules) - was)"
@@ -680,7 +709,7 @@ def test_metadata_of_the_installed_package():
     from importlib.metadata import metadata, version
 
     assert (
-        version("ect_nb") == ect_nb.__version__ == "0.1.0"
+        version("ect_nb") == ect_nb.__version__ == "0.2.0"
         and metadata("ect_nb")["License-Expression"] == "Apache-2.0"
     )
 

@@ -557,7 +557,7 @@ def test_the_noise_scale_is_trace_over_squared_mean_and_unbiased_in_both_parts()
     assert float(noise_scale(draw(200_000))) == pytest.approx(14 / 5, rel=0.02)
     rows = draw(
         6
-        # against the textbook: tr of the sample covariance, and the mean of products of two different
+        # against the textbook: tr of the sample covariance, and the mean of products of two
         # rows
     )
     pairs = [rows[i] @ rows[j] for i in range(6) for j in range(6) if i != j]

@@ -1,4 +1,5 @@
-"Metrics: the distance against scipy and closed forms, moments against numpy, the interval against what fresh draws really do, the shipped features against what is stated of them."
+"""Metrics: the distance against scipy and closed forms, moments against numpy, the interval against
+what fresh draws really do, the shipped features against what is stated of them."""
 
 import functools
 import json
@@ -88,7 +89,8 @@ def test_frechet_is_clean_fids():
 
 
 def test_frechet_with_fewer_samples_than_dimensions():
-    "Singular covariances, as 40 samples of 2,048 features have: by the singular values of the centred rows, without any square root of a matrix."
+    """Singular covariances, as 40 samples of 2,048 features have: by the singular values of the
+    centred rows, without any square root of a matrix."""
     rng = normal(12)
     x, y = rng.standard_normal((30, 80)), 0.5 + rng.standard_normal((25, 80))
     a, b = ((v - v.mean(0)) / math.sqrt(len(v) - 1) for v in (x, y))
@@ -236,7 +238,8 @@ def test_moments_refuse():
         Moments.of(torch.zeros(1, 2)).cov
 
 
-# The interval. Gaussian features, n = 500, 300 draws; what the interval is for is known from 1000 other draws and, without the bias, in closed form.
+# The interval. Gaussian features, n = 500, 300 draws; what the interval is for is known from 1000
+# other draws and, without the bias, in closed form.
 
 D, N = 16, 500
 SHIFT, SCALE = 0.15, np.linspace(0.8, 1.2, D)
@@ -269,7 +272,7 @@ def test_interval_covers_the_expected_distance():
     assert covered >= 0.90
     assert (
         0.9 < half / (2.093 * sd) < 1.15
-    )  # 2.093: t quantile, 19 degrees of freedom; an interval that covers by being wide is no better
+    )  # 2.093: t quantile, 19 degrees of freedom; covering by being wide is no better
 
 
 def test_interval_is_centred_and_value_is_the_distance():
@@ -289,7 +292,8 @@ def test_bias_is_the_part_owed_to_n():
 
 
 def test_extrapolation_reaches_the_truth_and_covers_it():
-    "FD∞ from 500 samples in 16 features: its mean is the distance of infinite samples, which is known, and its interval is for that."
+    """FD∞ from 500 samples in 16 features: its mean is the distance of infinite samples, which is
+    known, and its interval is for that."""
     rng, truth = normal(10), D * SHIFT**2 + ((SCALE - 1) ** 2).sum()
     ends = [extrapolate(draw(rng), REFERENCE) for _ in range(100)]
     values = np.array([e.value for e in ends])
@@ -344,7 +348,8 @@ def test_only_the_real_thing_is_called_fid():
 
 
 def test_percentile_bootstrap_would_fail():
-    "The reason for the jackknife: resampling with replacement adds a second helping of bias, so its percentile interval sits too high (it covers about one time in three here)."
+    """The reason for the jackknife: resampling with replacement adds a second helping of bias, so
+    its percentile interval sits too high (it covers about one time in three here)."""
     rng, mean, covered = normal(7), expected()[0], []
     for _ in range(40):
         x = draw(normal(1000 + len(covered)))
@@ -354,7 +359,8 @@ def test_percentile_bootstrap_would_fail():
 
 
 def test_interval_knows_no_order():
-    "Samples sorted by class get the interval of shuffled ones, within the noise of 20 groups: slices would make it several times too wide, every 20th too narrow."
+    """Samples sorted by class get the interval of shuffled ones, within the noise of 20 groups:
+    slices would make it several times too wide, every 20th too narrow."""
     x, rng = draw(normal(8)), normal(9)
     x[:, 0] += 6 * (rng.random(N) < 0.2)
     ordered, shuffled = distance(x[x[:, 0].argsort()], REFERENCE), distance(x, REFERENCE)

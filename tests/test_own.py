@@ -15,8 +15,10 @@ from ect_nb.diffusion import Precond
 from ect_nb.io import weights
 from ect_nb.io.data import Pictures
 from ect_nb.networks import MLP, UNet, inside
+from ect_nb.objectives import ECT
 from ect_nb.schedules import Stages
-from ect_nb.training.loop import Config, code_of, from_json, to_json, train
+from ect_nb.training.config import Config, changed, code_of, from_json, to_json
+from ect_nb.training.loop import train
 from ect_nb.training.runs import RunFolder, checksum, load_state, save_state, stop
 from torch import nn
 
@@ -66,6 +68,11 @@ def last(run):
     for p in run:
         pass
     return p
+
+
+def aimed(**kw):
+    "`CONFIG` with these settings of its objective, a tuning."
+    return replace(CONFIG, objective=ECT(**kw))
 
 
 def refused(words, *args, folder=None, **kw):
@@ -331,25 +338,32 @@ def cauchy(delta):
 
 
 def test_what_is_defined_beside_the_kit_trains_is_written_down_and_read_back(tmp_path):
-    config = replace(CONFIG, p_t=LogUniform(0.1), mapping=Share(0.8), weight=soft, metric=cauchy)
+    config = aimed(p_t=LogUniform(0.1), mapping=Share(0.8), weight=soft, metric=cauchy)
     p = last(train(mlp(), points(), config, tmp_path / "run"))
     assert (
         torch.isfinite(p.loss)
         and from_json(RunFolder(tmp_path / "run").config()["config"]) == config
     )
-    said = to_json(config)
+    said = to_json(config)["objective"]
     assert (
         said["p_t"]["kind"].endswith(":LogUniform")
         and said["p_t"]["low"] == 0.1
         and said["weight"]["kind"].endswith(":soft")
     )
     with pytest.raises(ValueError, match="another run .*mapping"):
-        last(train(mlp(), points(), replace(config, mapping=Share(0.7)), tmp_path / "run"))
+        last(
+            train(
+                mlp(),
+                points(),
+                replace(config, objective=replace(config.objective, mapping=Share(0.7))),
+                tmp_path / "run",
+            )
+        )
 
 
 def test_what_cannot_be_found_again_is_named():
-    said = to_json(replace(CONFIG, p_t=LogUniform()))
-    said["p_t"]["kind"] = "nowhere:LogUniform"
+    said = to_json(aimed(p_t=LogUniform()))
+    said["objective"]["p_t"]["kind"] = "nowhere:LogUniform"
     with pytest.raises(
         ValueError, match="nowhere:LogUniform was used by this run and cannot be found"
     ):
@@ -363,7 +377,7 @@ def test_a_weight_that_asks_for_sigma_data_gets_the_models():
         seen.append(sigma_data)
         return torch.ones_like(t)
 
-    last(train(mlp(sigma_data=1.5), points(), replace(CONFIG, weight=weight)))
+    last(train(mlp(sigma_data=1.5), points(), aimed(weight=weight)))
     assert set(seen) == {1.5}
 
 
@@ -390,7 +404,9 @@ WRONG = dict(
 
 @pytest.mark.parametrize("name, value", [(k, v) for k, vs in WRONG.items() for v in vs])
 def test_a_setting_that_makes_no_run_is_named_before_anything_is_written(name, value, tmp_path):
-    refused(name, mlp(), points(), replace(CONFIG, **{name: value}), folder=tmp_path / "run")
+    with pytest.raises(ValueError, match=name) as error:
+        train(mlp(), points(), changed(CONFIG, **{name: value}), tmp_path / "run")
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
 def test_levels_that_are_none_are_refused():
@@ -398,11 +414,9 @@ def test_levels_that_are_none_are_refused():
         def sample(self, n, generator=None):
             return -torch.ones(n)
 
-    refused("noise levels above 0", mlp(), points(), replace(CONFIG, p_t=Negative()))
-    refused("0 <= r <= t", mlp(), points(), replace(CONFIG, mapping=lambda t, stage: 2 * t))
-    refused(
-        "one number a row", mlp(), points(), replace(CONFIG, metric=lambda delta: delta.square())
-    )
+    refused("noise levels above 0", mlp(), points(), aimed(p_t=Negative()))
+    refused("0 <= r <= t", mlp(), points(), aimed(mapping=lambda t, stage: 2 * t))
+    refused("one number a row", mlp(), points(), aimed(metric=lambda delta: delta.square()))
 
 
 def test_half_precision_of_a_network_without_a_switch_is_refused_before_a_folder_is_made(tmp_path):
@@ -602,9 +616,12 @@ CHILD = """
 import torch, time, sys
 from ect_nb.diffusion import Precond
 from ect_nb.networks import MLP
-from ect_nb.training.loop import Config, train
+from ect_nb.training.config import Config
+from ect_nb.training.loop import train
 torch.manual_seed(0)
-for p in train(Precond(MLP(2, 8, 2)), torch.randn(32, 2, generator=torch.Generator().manual_seed(1)), Config(kimg=160, batch=16, state_seconds=1e9), sys.argv[1]):
+data = torch.randn(32, 2, generator=torch.Generator().manual_seed(1))
+config = Config(kimg=160, batch=16, state_seconds=1e9)
+for p in train(Precond(MLP(2, 8, 2)), data, config, sys.argv[1]):
     print(p.step, flush=True)
     {body}
 """

@@ -15,7 +15,8 @@ from dataclasses import replace
 from ect_nb.diffusion import Precond
 from ect_nb.networks import MLP, UNet
 from ect_nb.schedules import Stages
-from ect_nb.training.loop import Config, from_json, to_json, train
+from ect_nb.training.config import Config, from_json, to_json
+from ect_nb.training.loop import train
 from ect_nb.training.processes import parts
 from ect_nb.training.runs import RunFolder, checksum, load_state
 from pathlib import Path

@@ -13,9 +13,10 @@ from ect_nb.diffusion import Precond
 from ect_nb.io import pickles, weights
 from ect_nb.io.data import Pictures
 from ect_nb.networks import UNet
+from ect_nb.objectives import ECT
 from ect_nb.schedules import Stages
 from ect_nb.training import recipes
-from ect_nb.training.loop import Config
+from ect_nb.training.config import Config
 from ect_nb.training.recipes import (
     BUDGETS,
     PRESETS,
@@ -45,7 +46,9 @@ def pictures(n=64, labels=False):
 
 
 def tiny(kimg=0.064, **kw):
-    tuning = Config(kimg=kimg, batch=16, lr=1e-3, ema=0.9, c=0.1, stages=Stages(2), **kw)
+    tuning = Config(
+        kimg=kimg, batch=16, lr=1e-3, ema=0.9, objective=ECT(c=0.1), stages=Stages(2), **kw
+    )
     return replace(
         PRESETS["cpu"],
         network=TINY,
@@ -55,7 +58,7 @@ def tiny(kimg=0.064, **kw):
     )
 
 
-def weights(model):
+def all_of(model):
     return torch.cat([v.flatten() for v in model.state_dict().values()])
 
 
@@ -65,7 +68,9 @@ def weights(model):
 def test_the_presets_of_cifar10_hold_the_published_constants():
     for name in ("one_hour", "iterations_200k", "iterations_400k", "conditional"):
         (c,), p = PRESETS[name].phases.values(), PRESETS[name]
-        assert (c.batch, c.optimizer, c.lr, c.betas, c.c, c.weight, c.metric, c.decay) == (
+        o = c.objective
+        assert type(o) is ECT
+        assert (c.batch, c.optimizer, c.lr, c.betas, o.c, o.weight, o.metric, c.decay) == (
             128,
             "RAdam",
             1e-4,
@@ -76,7 +81,7 @@ def test_the_presets_of_cifar10_hold_the_published_constants():
             "constant",
         )
         assert (
-            (c.p_t.mean, c.p_t.std, c.mapping.k, c.mapping.b, c.mapping.first)
+            (o.p_t.mean, o.p_t.std, o.mapping.k, o.mapping.b, o.mapping.first)
             == (-1.1, 2.0, 8.0, 1.0, 1)
             and p.network["dropout"] == 0.2
             and p.times == (80.0, 0.821)
@@ -84,13 +89,13 @@ def test_the_presets_of_cifar10_hold_the_published_constants():
     hour, day, two = (
         PRESETS[n].phases["tuning"] for n in ("one_hour", "iterations_200k", "iterations_400k")
     )
-    assert (hour.mapping.q, hour.ema, hour.kimg * 1000 / 128, hour.stages.at(10**7)) == (
+    assert (hour.objective.mapping.q, hour.ema, hour.kimg * 1000 / 128, hour.stages.at(10**7)) == (
         256,
         0.9993,
         8000,
         0,
     )
-    assert (day.mapping.q, day.ema, day.kimg * 1000 / 128, day.stages.every) == (
+    assert (day.objective.mapping.q, day.ema, day.kimg * 1000 / 128, day.stages.every) == (
         2,
         0.9999,
         200_000,
@@ -106,23 +111,23 @@ def test_the_presets_of_cifar10_hold_the_published_constants():
 def test_the_narrowest_gap_of_one_hour_is_that_of_the_last_stage_of_the_long_recipe():
     t = torch.logspace(-2, 1.9, 50)
     assert torch.equal(
-        PRESETS["one_hour"].phases["tuning"].mapping(t, 0),
-        PRESETS["iterations_200k"].phases["tuning"].mapping(t, 7),
+        PRESETS["one_hour"].phases["tuning"].objective.mapping(t, 0),
+        PRESETS["iterations_200k"].phases["tuning"].objective.mapping(t, 7),
     )
 
 
 def test_the_preset_of_imagenet_holds_the_published_constants_and_says_what_is_missing():
     p, c = PRESETS["imagenet64"], PRESETS["imagenet64"].phases["tuning"]
     assert (
-        c.mapping.q,
-        c.c,
-        c.weight,
+        c.objective.mapping.q,
+        c.objective.c,
+        c.objective.weight,
         c.optimizer,
         c.lr,
         c.betas,
         c.decay,
-        c.p_t.mean,
-        c.p_t.std,
+        c.objective.p_t.mean,
+        c.objective.p_t.std,
         p.times[1],
         c.kimg,
     ) == (4, 0.06, "edm", "Adam", 1e-3, (0.9, 0.99), "inverse_sqrt", -0.8, 1.6, 1.526, 12_800)
@@ -161,10 +166,10 @@ def test_the_ledger_counts_every_image_once_and_the_second_passes_of_a_real_draw
         range(8)
     )
     c = PRESETS["iterations_200k"].phases["tuning"]
-    t = c.p_t.sample(200_000, torch.Generator().manual_seed(0))
+    t = c.objective.p_t.sample(200_000, torch.Generator().manual_seed(0))
     for r in rows:
         assert r["share"] == pytest.approx(
-            (c.mapping(t, r["stage"]) > 0).double().mean().item(), abs=0.004
+            (c.objective.mapping(t, r["stage"]) > 0).double().mean().item(), abs=0.004
         ) and r["flops"] == pytest.approx(r["images"] * (3 + r["share"]))
     assert [r["flops"] for r in ledger(PRESETS["small"], 2.0) if r["phase"] == "diffusion"] == [
         2_400_000 * 6.0
@@ -176,12 +181,12 @@ def test_the_ledger_counts_every_image_once_and_the_second_passes_of_a_real_draw
 
 def test_a_start_is_a_model_a_file_or_fresh_weights_and_its_dropout_is_the_presets(tmp_path):
     fresh, again = begin(tiny(), seed=3), begin(tiny(), seed=3)
-    assert torch.equal(weights(fresh), weights(again)) and not torch.equal(
-        weights(fresh), weights(begin(tiny(), seed=4))
+    assert torch.equal(all_of(fresh), all_of(again)) and not torch.equal(
+        all_of(fresh), all_of(begin(tiny(), seed=4))
     )
     path = weights.save(fresh, tmp_path / "start.safetensors")
     wet = begin(replace(tiny(), network=TINY | dict(dropout=0.3)), path)
-    assert torch.equal(weights(wet), weights(fresh)) and {
+    assert torch.equal(all_of(wet), all_of(fresh)) and {
         m.p for m in wet.modules() if hasattr(m, "tape") or type(m).__name__ == "Dropout"
     } == {0.3}
     assert weights.describe(wet)["net"]["dropout"] == 0.3
@@ -205,7 +210,7 @@ def test_a_teacher_serves_as_it_was_released_and_converted(suffix, tmp_path, mon
             weights.convert(tmp_path / f"{name}.pkl", tmp_path / f"{name}.safetensors"),
             (tmp_path / f"{name}.pkl").unlink(),
         )
-    assert torch.equal(weights(begin(replace(tiny(), teacher=name), seed=4)), weights(theirs))
+    assert torch.equal(all_of(begin(replace(tiny(), teacher=name), seed=4)), all_of(theirs))
 
 
 # ---- the run
@@ -221,7 +226,7 @@ def test_two_phases_each_in_a_folder_of_its_own_and_the_second_starts_from_the_a
     first = seen[3][1].ema
     alone = list(run(tiny(), tmp_path / "alone", pictures(), start=first))
     assert [name for name, _ in alone] == ["tuning"] * 4 and torch.equal(
-        weights(alone[-1][1].model), weights(seen[-1][1].model)
+        all_of(alone[-1][1].model), all_of(seen[-1][1].model)
     )
 
 
@@ -234,8 +239,8 @@ def test_stopped_anywhere_and_continued_it_ends_with_the_same_weights(tmp_path, 
     assert (
         name == "tuning"
         and last.done == 1
-        and torch.equal(weights(whole.model), weights(last.model))
-        and torch.equal(weights(whole.ema), weights(last.ema))
+        and torch.equal(all_of(whole.model), all_of(last.model))
+        and torch.equal(all_of(whole.ema), all_of(last.ema))
     )
 
 
@@ -246,7 +251,7 @@ def test_a_time_limit_ends_a_session_and_sessions_add_up(tmp_path):
             pass
         sessions += 1
         assert sessions < 30
-    assert sessions > 2 and torch.equal(weights(whole.model), weights(last[1].model))
+    assert sessions > 2 and torch.equal(all_of(whole.model), all_of(last[1].model))
 
 
 def test_follow_shows_samples_at_the_end_of_each_phase(tmp_path):
@@ -289,7 +294,7 @@ def test_a_class_conditional_recipe_is_trained_with_the_classes(tmp_path):
     )
     assert not torch.equal(
         p.model.net.map_label.weight, start.net.map_label.weight
-    ) and not torch.equal(weights(p.model), weights(q.model))
+    ) and not torch.equal(all_of(p.model), all_of(q.model))
     with pytest.raises(ValueError, match="label"):
         list(run(preset, tmp_path / "c", pictures(), start))
 
@@ -468,4 +473,4 @@ def test_the_command_killed_in_the_middle_goes_on_to_the_same_weights(files, tmp
         weights.load(tmp_path / f / "snapshots" / "kimg-000004.safetensors")
         for f in ("killed", "whole")
     )
-    assert torch.equal(weights(a), weights(b))
+    assert torch.equal(all_of(a), all_of(b))

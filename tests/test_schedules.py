@@ -257,12 +257,14 @@ def test_a_plan_follows_any_stages(stages, expected):
     } == expected
 
 
-def test_a_design_is_what_config_takes():
-    from ect_nb.training.loop import Config
+def test_a_design_is_what_ect_and_config_take():
+    from ect_nb.objectives import ECT
+    from ect_nb.training.config import Config
 
     d = design(q=4, k=3.0, b=2.0, stages=4, kimg=64, P_mean=-0.8, P_std=1.6)
-    config = Config(**d)
-    assert (config.mapping, config.p_t, config.kimg) == (
+    objective = ECT(mapping=d["mapping"], p_t=d["p_t"])
+    config = Config(objective=objective, stages=d["stages"], kimg=d["kimg"])
+    assert (config.objective.mapping, config.objective.p_t, config.kimg) == (
         SigmoidMapping(4, k=3.0, b=2.0),
         LogNormal(-0.8, 1.6),
         64,

@@ -20,18 +20,11 @@ from ect_nb.diffusion import Precond
 from ect_nb.io import weights
 from ect_nb.io.data import Pictures
 from ect_nb.networks import MLP, UNet
+from ect_nb.objectives import ECT, Denoising
 from ect_nb.schedules import ConstantMapping, LogNormal, SigmoidMapping, Stages
 from ect_nb.training import loop
-from ect_nb.training.loop import (
-    Config,
-    dice,
-    from_json,
-    learning_rate,
-    rows,
-    to_json,
-    train,
-    update_ema,
-)
+from ect_nb.training.config import Config, changed, from_json, learning_rate, to_json
+from ect_nb.training.loop import dice, rows, train, update_ema
 from ect_nb.training.runs import RunFolder, checksum, load_state
 from ect_nb.training.speed import choose_precision, residual_errors, set_precision
 from pathlib import Path
@@ -629,7 +622,7 @@ def test_another_run_is_refused_and_nothing_changes(stopped, other, tmp_path):
     if other == "lr":
         config = settings(lr=2e-2)
     if other == "mapping":
-        config = settings(mapping=ConstantMapping())
+        config = settings(objective=ECT(mapping=ConstantMapping()))
     if other == "data":
         data = POINTS.clone()
         data[7, 1] += 1e-6
@@ -720,9 +713,8 @@ CONFIGS = [
     Config.diffusion(),
     settings(),
     Config(
-        mapping=ConstantMapping(3.0, first=0),
+        objective=ECT(mapping=ConstantMapping(3.0, first=0), p_t=LogNormal(-1.2, 1.2)),
         stages=Stages(2, 1000, None),
-        p_t=LogNormal(-1.2, 1.2),
         betas=(0.8, 0.99),
     ),
 ]
@@ -733,7 +725,7 @@ def test_settings_survive_a_json_file(config):
     again = from_json(json.loads(json.dumps(to_json(config))))
     assert (
         again == config
-        and type(again.mapping) is type(config.mapping)
+        and type(again.objective) is type(config.objective)
         and hash(again) == hash(config)
     )
 
@@ -752,7 +744,7 @@ def test_config_json_is_enough_to_repeat_a_run(stopped):
 def test_diffusion_settings_change_only_what_is_said():
     assert (
         Config.diffusion(kimg=3, lr=0.5).lr == 0.5
-        and Config.diffusion().mapping is None
+        and Config.diffusion().objective == Denoising()
         and Config.diffusion(kimg=3).kimg == 3
     )
 
@@ -841,9 +833,7 @@ def test_the_optimiser_is_the_one_named(optimizer):
         optimizer=optimizer,
         lr=1e-2,
         betas=(0.7, 0.9),
-        mapping=None,
-        metric="squared",
-        weight="uniform",
+        objective=Denoising(p_t=LogNormal(), metric="squared", weight="uniform"),
         stages=Stages(),
     )
     model = network(dropout=0.0)
@@ -852,7 +842,7 @@ def test_the_optimiser_is_the_one_named(optimizer):
     for step in range(2):
         x0, t = (
             POINTS[:4][rows(0, 4 * step, 4 * step + 4, 4)],
-            config.p_t.sample(4, dice(0, "time", step)),
+            config.objective.p_t.sample(4, dice(0, "time", step)),
         )
         eps = torch.randn(4, 2, generator=dice(0, "noise", step))
         mine.zero_grad()
@@ -961,7 +951,7 @@ def test_tuning_brings_a_toy_nearer_to_the_exact_map(seed, denoiser):
                     lr=2e-3,
                     ema=0.98,
                     decay="linear",
-                    metric="squared",
+                    objective=ECT(metric="squared"),
                     stages=Stages(2, 12_800),
                     seed=seed,
                 ),
@@ -1128,7 +1118,7 @@ WRONG = [
 @pytest.mark.parametrize("name, value, word", WRONG, ids=[f"{n}={v}" for n, v, _ in WRONG])
 def test_a_wrong_setting_gets_one_sentence(tmp_path, name, value, word):
     with pytest.raises(ValueError) as error:
-        next(train(network(), POINTS, settings(4, **{name: value}), tmp_path / "run"))
+        next(train(network(), POINTS, changed(settings(4), **{name: value}), tmp_path / "run"))
     one_sentence(error, word)
     assert not (tmp_path / "run" / "config.json").exists()
 
@@ -1220,7 +1210,7 @@ def test_late_stages_are_kept_in_float32_and_the_choice_is_part_of_the_run(tmp_p
         batch=8,
         precision="auto",
         accumulate=1,
-        mapping=SigmoidMapping(q=16.0),
+        objective=ECT(mapping=SigmoidMapping(q=16.0)),
         stages=Stages(0, BATCH),
     )  # gaps of q⁻¹ and q⁻², as in stages 3 and 7 of q = 2
     seen = [p.precision for p in train(unet(), pictures(), config, tmp_path / "a" / "run")]

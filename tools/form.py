@@ -1,4 +1,5 @@
-"""The form of stored code: ruff at 100 columns over notebooks, tools, tests and bench, imports sorted,
+"""The form of stored code: ruff at 100 columns over notebooks, tools, tests and bench, imports
+sorted,
 nothing unused.
 
 `python tools/form.py` writes it; the gate compares."""

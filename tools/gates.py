@@ -9,7 +9,9 @@ import address as addresses
 import ast
 import exercises
 import filecmp
+import form
 import json
+import minutes
 import re
 import readme
 import settings
@@ -24,10 +26,13 @@ from packaging.requirements import Requirement
 from pathlib import Path
 
 LAYERS = [
+    "exact io.files",
     "analytic schedules networks course.check show.pictures io.data",
+    "asking branches",
     "diffusion losses io.pickles io.published",
-    "consistency sampling io.weights",
+    "consistency sampling objectives io.weights",
     "training.runs training.speed training.processes",
+    "training.config",
     "training.loop",
     "measure.features measure.bulk",
     "measure.metrics measure.sweeps",
@@ -81,16 +86,6 @@ def statements(source):
     "Top-level statements of a cell, magics and shell lines left out."
     body = ast.parse(TransformerManager().transform_cell(source)).body
     return [s for s in body if not ast.unparse(s).startswith("get_ipython()")]
-
-
-def crowded(source):
-    "Whether two statements of a cell share a line."
-    bodies = [
-        node.body
-        for node in ast.walk(ast.parse(TransformerManager().transform_cell(source)))
-        if isinstance(getattr(node, "body", None), list)
-    ]
-    return any(a.end_lineno == b.lineno for body in bodies for a, b in zip(body, body[1:]))
 
 
 def is_import(node):
@@ -290,8 +285,66 @@ def theory(root):
                 )
 
 
+def machinery(nb):
+    """(words of exported code and of checks, all words) of what a student sees of a page.
+
+    A word is what stands between blanks in the source of a cell; the student's copy has no
+    solutions, and hidden cells and the name of the module are not seen. Exported cells count whole.
+    Checks are every `assert`, wherever it stands, and the cells that print what a check says."""
+    ours = everything = 0
+    for cell in exercises.student(nb)["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and minutes.HIDDEN.match(source):
+            continue
+        everything += len(source.split())
+        if cell["cell_type"] != "code":
+            continue
+        if re.match(r"#\|\s*export", source) or exercises.CHECK.search(source):
+            ours += len(source.split())
+            continue
+        asserts = [n for s in statements(source) for n in ast.walk(s) if isinstance(n, ast.Assert)]
+        ours += sum(len(ast.get_source_segment(source, n).split()) for n in asserts)
+    return ours, everything
+
+
+def lessons_are_lessons(root):
+    """in lessons exported code and checks are at most 15 % of the words that a student sees"""
+    for name, nb in notebooks(root, "lessons"):
+        ours, everything = machinery(nb)
+        if ours > 0.15 * everything:
+            yield (
+                f"{name}: {ours} of {everything} words are exported code or checks,"
+                f" {ours / everything:.0%}; move machinery to a page of nbs/inside (at most 15 %)."
+            )
+
+
+def keeps_its_time(root):
+    """lessons 00 to 07 say within a fifth how long they take, path and rest, as counted by
+    tools/minutes.py; the whole path is about four hours; what is Further comes after the path"""
+    total = 0.0
+    for name, nb in notebooks(root, "lessons"):
+        if not re.match(r"0[0-7]_", Path(name).name):
+            continue
+        found, said = minutes.minutes(nb), minutes.promised(nb)
+        total += found[0]
+        if said is None:
+            yield f"{name} does not say '**Time.** N minutes ...; M more ...': add it."
+        elif any(abs(a - b) > 0.2 * max(a, b, 10) for a, b in zip(found, said)):
+            yield (
+                f"{name} promises {said[0]} minutes and {said[1]} more, and takes"
+                f" {found[0]:.0f} and {found[1]:.0f} by tools/minutes.py: say so, or cut."
+            )
+        heads = [s.title for s in minutes.sections(nb) if s.level == 2]
+        further = [h.startswith("Further: ") for h in heads]
+        if further != sorted(further):
+            yield f"{name}: '{heads[further.index(True)]}' stands before the path ends: move it."
+    if total > 250:
+        yield f"the path of the lessons takes {total / 60:.1f} hours: cut it to about four."
+
+
 def first_picture(root):
-    "in lessons and workshop the first picture comes by the third code cell after set-up and imports"
+    """in lessons and workshop the first picture comes by the third code cell after set-up and
+    imports"""
     for house, name, nb in in_houses(root):
         if house == "inside":
             continue
@@ -303,7 +356,8 @@ def first_picture(root):
             and not all(map(is_import, statements(source)))
         ]
         if not pictures:
-            yield f"{name} stores no picture: run make notebooks NAMES={Path(name).stem}, or add one."
+            stem = Path(name).stem
+            yield f"{name} stores no picture: run make notebooks NAMES={stem}, or add one."
         elif len(work) >= 3 and min(pictures) > work[2]:
             yield (
                 f"{name} shows its first picture in cell {min(pictures)}, after the third code"
@@ -312,18 +366,38 @@ def first_picture(root):
 
 
 def code_cells(root):
-    """code cells have at most 25 lines, or 40 of at most 100 columns with one statement each, and
-    imports stand in cells of their own"""
+    "code cells have at most 40 lines, and imports stand in cells of their own"
     for name, nb in notebooks(root):
         for i, source, _ in cells(nb, "code"):
             lines = [l for l in source.splitlines() if l.strip() and not l.startswith("#|")]
-            plain = all(len(l) <= 100 for l in lines) and not crowded(source)
-            most = 40 if plain else 25
-            if len(lines) > most:
-                yield f"{name}, cell {i}: {len(lines)} lines of code; split it (at most {most})."
+            if len(lines) > 40:
+                yield f"{name}, cell {i}: {len(lines)} lines of code; split it (at most 40)."
             imports = [is_import(s) for s in statements(source)]
             if any(imports) and not all(imports):
                 yield f"{name}, cell {i}: imports beside other code; give them a cell of their own."
+
+
+def functions(root):
+    "exported functions have at most 30 lines, and no private name is imported elsewhere"
+    for module, tree in modules(root).items():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                n = node.end_lineno - node.lineno + 1
+                if n > 30:
+                    yield f"ect_nb.{module}: {node.name} has {n} lines; split it (at most 30)."
+            if is_import(node) and any(re.match(r"_[a-z]", a.name) for a in node.names):
+                yield (
+                    f"ect_nb.{module} imports {', '.join(a.name for a in node.names)}: give what"
+                    " others use a public name."
+                )
+
+
+def stored_form(root):
+    "stored code has one form: ruff at 100 columns, imports sorted, nothing unused"
+    changed, complaints = form.formed(root)
+    for path in changed:
+        yield f"{path} has another form: run make sync."
+    yield from (f"{line}: mend it by hand." for line in complaints.splitlines())
 
 
 def alt_text(root):
@@ -500,8 +574,12 @@ GATES = [
     spine,
     chain,
     theory,
+    lessons_are_lessons,
+    keeps_its_time,
     first_picture,
     code_cells,
+    functions,
+    stored_form,
     alt_text,
     light_outputs,
     layers,

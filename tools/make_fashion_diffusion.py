@@ -11,7 +11,8 @@ from ect_nb.diffusion import Precond, heun, karras_times
 from ect_nb.io import data, weights
 from ect_nb.networks import UNet
 from ect_nb.show.pictures import tile
-from ect_nb.training.loop import Config, train
+from ect_nb.training.config import Config
+from ect_nb.training.loop import train
 from ect_nb.training.runs import RunFolder
 from pathlib import Path
 from tqdm import tqdm

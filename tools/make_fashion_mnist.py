@@ -30,21 +30,37 @@ LICENSE = """The MIT License (MIT)
 
 Copyright (c) 2017 Zalando SE, https://tech.zalando.com
 
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated documentation files (the "Software"), to deal in the Software without restriction, including without limitation the rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is furnished to do so, subject to the following conditions:
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
+associated documentation files (the "Software"), to deal in the Software without restriction,
+including without limitation the rights to use, copy, modify, merge, publish, distribute,
+sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is
+furnished to do so, subject to the following conditions:
 
-The above copyright notice and this permission notice shall be included in all copies or substantial portions of the Software.
+The above copyright notice and this permission notice shall be included in all copies or substantial
+portions of the Software.
 
-THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT
+NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
+NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES
+OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN
+CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 """
 README = """# Fashion-MNIST, the part that is shipped
 
-The first 20,000 training and the first 2,000 test pictures of Fashion-MNIST (28 × 28, grey, ten kinds of garment), unchanged and in the set's own order. `train.webp` and `test.webp` are lossless contact sheets, {across} pictures to a row: open one and see the wardrobe. `train_labels.npy` and `test_labels.npy` hold one byte a picture.
+The first 20,000 training and the first 2,000 test pictures of Fashion-MNIST (28 × 28, grey, ten
+kinds of garment), unchanged and in the set's own order. `train.webp` and `test.webp` are lossless
+contact sheets, {across} pictures to a row: open one and see the wardrobe. `train_labels.npy` and
+`test_labels.npy` hold one byte a picture.
 
 - Source: Zalando Research, <https://github.com/zalandoresearch/fashion-mnist>, read from {source}.
-- Paper: Xiao, Rasul and Vollgraf, *Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms*, 2017, arXiv:1708.07747.
+- Paper: Xiao, Rasul and Vollgraf, *Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine
+Learning Algorithms*, 2017, arXiv:1708.07747.
 - Licence: MIT, © 2017 Zalando SE, see `LICENSE`.
-- Labels: 0 T-shirt/top, 1 Trouser, 2 Pullover, 3 Dress, 4 Coat, 5 Sandal, 6 Shirt, 7 Sneaker, 8 Bag, 9 Ankle boot.
-- Made by `python tools/make_fashion_mnist.py SOURCE` (Pillow {pillow}, libwebp {webp}). Another libwebp may write other bytes into the sheets; the decoded pictures are the same, and it is those that `ect_nb.io.data.load` checks.
+- Labels: 0 T-shirt/top, 1 Trouser, 2 Pullover, 3 Dress, 4 Coat, 5 Sandal, 6 Shirt, 7 Sneaker, 8
+Bag, 9 Ankle boot.
+- Made by `python tools/make_fashion_mnist.py SOURCE` (Pillow {pillow}, libwebp {webp}). Another
+libwebp may write other bytes into the sheets; the decoded pictures are the same, and it is those
+that `ect_nb.io.data.load` checks.
 
 | raw file (gunzipped) | md5 |
 |---|---|

@@ -9,8 +9,10 @@ import torch
 from ect_nb.diffusion import Precond
 from ect_nb.io import data, weights
 from ect_nb.networks import UNet
+from ect_nb.objectives import ECT
 from ect_nb.schedules import Stages
-from ect_nb.training.loop import Config, train
+from ect_nb.training.config import Config
+from ect_nb.training.loop import train
 from pathlib import Path
 from tqdm import tqdm
 
@@ -54,7 +56,7 @@ def main():
                 lr=2e-3,
                 decay="linear",
                 ema=0.99,
-                c=0.03,
+                objective=ECT(c=0.03),
                 stages=Stages(start=3),
                 precision="auto",
                 snapshot_kimg=1,

@@ -19,12 +19,15 @@ from pathlib import Path
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 PAGE = """{% extends 'lab/index.html.j2' %}{% block extra_css %}<style>
-.jp-InputArea-editor, .jp-OutputArea-output { overflow-x: auto } img { max-width: 100%; height: auto }
+.jp-InputArea-editor, .jp-OutputArea-output { overflow-x: auto }
+img { max-width: 100%; height: auto }
 </style>{% endblock %}{% block data_png %}<div class="jp-RenderedImage jp-OutputArea-output">
 <img alt="{{ output | get_metadata('alt', 'image/png') | escape_html }}"
-{%- if output | get_metadata('width', 'image/png') %} width="{{ output | get_metadata('width', 'image/png') }}"{% endif %}
+{%- set width = output | get_metadata('width', 'image/png') %}
+{%- if width %} width="{{ width }}"{% endif %}
  src="data:image/png;base64,{{ output.data['image/png'] | replace('\n', '') }}">
-{%- if output | get_metadata('still', 'image/png') %}<p><em>A still picture of a panel: in the notebook its controls move.</em></p>{% endif -%}
+{%- if output | get_metadata('still', 'image/png') %}<p><em>A still picture of a panel:
+in the notebook its controls move.</em></p>{% endif -%}
 </div>{% endblock %}"""
 
 

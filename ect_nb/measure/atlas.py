@@ -15,7 +15,8 @@ import warnings
 from dataclasses import dataclass, field
 from ..diffusion import heun, karras_times
 from ..io import weights
-from ..io.data import contents, find, open_picture
+from ..io.data import find, open_picture
+from ..io.files import contents
 from . import metrics
 from ..sampling import sample, told
 from ..show.pictures import sheet_png, tile

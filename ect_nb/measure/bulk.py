@@ -12,7 +12,7 @@ import os
 import time
 import torch
 import zipfile
-from ..diffusion import falling
+from ..asking import falling
 from ..networks import classes_of
 from ..sampling import steps
 from itertools import chain

@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 import torch
-from ..diffusion import ask, falling
+from ..asking import ask, falling
 from ..sampling import noises, steps
 from .panels import background, complaint, dimmed, guard, in_rows, readout_html, wide
 from .pictures import draw_png, image_html, images_figure, sheet_png, tile

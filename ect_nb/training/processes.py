@@ -8,8 +8,9 @@ __all__ = ['parts', 'Team']
 # %% ../../nbs/inside/processes.ipynb #8f31d9c7
 import math
 import torch
-from .. import losses
+from .. import branches
 from ..networks import shares_dropout
+from fastcore.basics import patch
 
 # %% ../../nbs/inside/processes.ipynb #2dbb6746
 def parts(batch, accumulate=1, index=0, n=1):
@@ -74,31 +75,33 @@ class Team:
             )
 
 # %% ../../nbs/inside/processes.ipynb #056686a8
-def _add_up(team, model, loss):
+@patch
+def add_up(self: Team, model, loss):
     """Replace the gradients of `model` by their sums over all processes, and return the sum of
     `loss`. One buffer, one exchange; the wishes travel with it."""
-    if team.n == 1:
+    if self.n == 1:
         return loss
     grads = [p.grad for p in model.parameters() if p.grad is not None]
-    wishes = losses._to(torch.tensor(team.wishes, dtype=torch.float32), loss)
-    flat = team.accelerator.reduce(
+    wishes = branches.queued(torch.tensor(self.wishes, dtype=torch.float32), loss)
+    flat = self.accelerator.reduce(
         torch.cat([g.reshape(-1) for g in grads] + [loss.reshape(1), wishes]), "sum"
     )
     *views, total, wishes = flat.split([g.numel() for g in grads] + [1, 3])
     torch._foreach_copy_(grads, [v.view(g.shape) for v, g in zip(views, grads)])
-    team.heard = team.heard[-1:] + [_on_its_way(wishes)]
+    self.heard = self.heard[-1:] + [_on_its_way(wishes)]
     return total[0]
 
 # %% ../../nbs/inside/processes.ipynb #5d7bbc3d
-def _average_buffers(team, model):
+@patch
+def average_buffers(self: Team, model):
     """Running statistics of a network that keeps some, such as a batch norm: the mean over the
     processes, and counts those of process 0. The kit's own networks keep none."""
-    if team.n == 1 or shares_dropout(model):
+    if self.n == 1 or shares_dropout(model):
         return
     from accelerate.utils import broadcast
 
     for b in model.buffers():
-        b.copy_(team.accelerator.reduce(b, "mean") if b.is_floating_point() else broadcast(b))
+        b.copy_(self.accelerator.reduce(b, "mean") if b.is_floating_point() else broadcast(b))
 
 # %% ../../nbs/inside/processes.ipynb #b4ff0981
 def _on_its_way(values):
@@ -112,12 +115,13 @@ def _on_its_way(values):
     return lambda: (ready.synchronize(), host.tolist())[1]
 
 # %% ../../nbs/inside/processes.ipynb #3860c1a6
-def _agree(team, *wishes):
+@patch
+def agree(self: Team, *wishes):
     """Which of three `wishes` hold for all: alone, one's own.
 
     With several processes a wish of any travels with the next gradients, and all act on it after
     the step that follows."""
-    if team.n == 1:
+    if self.n == 1:
         return wishes
-    team.wishes = [bool(a or b) for a, b in zip(team.wishes, wishes)]
-    return [w > 0 for w in team.heard[0]()] if len(team.heard) == 2 else [False] * 3
+    self.wishes = [bool(a or b) for a, b in zip(self.wishes, wishes)]
+    return [w > 0 for w in self.heard[0]()] if len(self.heard) == 2 else [False] * 3

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'BUDGETS', 'MOST', 'LONGEST', 'WIDEST', 'Preset', 'presets_table', 'with_dropout', 'begin', 'scaled',
-           'channels_of', 'fits', 'run', 'ledger', 'ledger_table', 'share_of', 'follow', 'in_shell', 'commanded',
-           'main']
+           'channels_of', 'fits', 'run', 'second_passes', 'ledger', 'ledger_table', 'share_of', 'follow', 'in_shell',
+           'commanded', 'main']
 
 # %% ../../nbs/workshop/cifar10.ipynb #c943e36b
 import argparse
@@ -21,14 +21,16 @@ import threading
 import time
 import torch
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from ..diffusion import Precond, heun, karras_times
 from ..io import data, weights
 from ..measure import bulk
 from ..networks import Dropout, UNet, classes_of
+from ..objectives import ECT, ConsistencyTraining, Denoising
 from ..sampling import sample, told
-from ..schedules import ConstantMapping, LogNormal, SigmoidMapping, Stages, plan
-from .loop import Config, train
+from ..schedules import ConstantMapping, LogNormal, SigmoidMapping, Stages
+from .config import Config, changed
+from .loop import train
 from pathlib import Path
 from torch import nn
 
@@ -97,7 +99,7 @@ _CIFAR = [
     Preset(
         "one_hour",
         "8,000 steps at the narrowest gap",
-        _ect(1024, mapping=SigmoidMapping(q=256), ema=0.9993, snapshot_kimg=128),
+        _ect(1024, objective=ECT(mapping=SigmoidMapping(q=256)), ema=0.9993, snapshot_kimg=128),
         _EDM,
         "edm-cifar10-32x32-uncond-vp",
         "an hour of one A100 (published)",
@@ -136,7 +138,7 @@ _CIFAR = [
         _ect(
             1024,
             accumulate=4,
-            mapping=SigmoidMapping(q=128),
+            objective=ECT(mapping=SigmoidMapping(q=128)),
             ema=0.9993,
             snapshot_kimg=64,
             state_seconds=120,
@@ -185,7 +187,7 @@ _FROM_SCRATCH = [
                 lr=4e-4,
                 decay="linear",
                 ema=0.999,
-                c=0.03,
+                objective=ECT(c=0.03),
                 stages=Stages(2, every=300_000, last=5),
                 precision="auto",
                 snapshot_kimg=100,
@@ -209,7 +211,7 @@ _FROM_SCRATCH = [
                 lr=2e-3,
                 decay="linear",
                 ema=0.99,
-                c=0.03,
+                objective=ECT(c=0.03),
                 stages=Stages(3),
                 precision="auto",
                 snapshot_kimg=1,
@@ -223,16 +225,14 @@ _FROM_SCRATCH = [
     ),
 ]
 
+# %% ../../nbs/workshop/cifar10.ipynb #50b2fe6e
 _IMAGENET = Preset(
     "imagenet64",
     "ImageNet 64 × 64, EDM2-S, class-conditional",
     _ect(
         12_800,
-        mapping=SigmoidMapping(q=4),
+        objective=ECT(mapping=SigmoidMapping(q=4), p_t=LogNormal(-0.8, 1.6), c=0.06, weight="edm"),
         stages=Stages(0, every=3_200_000),
-        p_t=LogNormal(-0.8, 1.6),
-        c=0.06,
-        weight="edm",
         optimizer="Adam",
         lr=1e-3,
         betas=(0.9, 0.99),
@@ -250,18 +250,29 @@ _IMAGENET = Preset(
 PRESETS = {p.name: p for p in (*_CIFAR, *_FROM_SCRATCH, _IMAGENET)}
 
 # %% ../../nbs/workshop/cifar10.ipynb #e40d6dd2
+def _table(heads, rows, gap):
+    "An HTML table of lists of cells."
+    row = lambda cells, tag: "".join(f"<{tag}>{c}</{tag}>" for c in cells)
+    lines = [row(heads, "th"), *(row(cells, "td") for cells in rows)]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<table style="border-spacing:{gap}">{body}</table>'
+
+
 def presets_table():
     "`PRESETS` as an HTML table."
-    rows = "".join(
-        f"<tr><td><code>{p.name}</code></td><td>{p.title}</td><td>{' + '.join(f'{c.kimg:,.0f}' for c in p.phases.values())}</td><td>{p.teacher or 'nothing' if p.network else 'your model'}</td><td>{p.device}</td><td"
-        f' style="text-align:left">{p.source}</td></tr>'
+    rows = [
+        (
+            f"<code>{p.name}</code>",
+            p.title,
+            " + ".join(f"{c.kimg:,.0f}" for c in p.phases.values()),
+            p.teacher or "nothing" if p.network else "your model",
+            p.device,
+            f'<div style="text-align:left">{p.source}</div>',
+        )
         for p in PRESETS.values()
-    )
-    return (
-        '<table style="border-spacing:10px'
-        ' 2px"><tr><th>preset</th><th>what</th><th>kimg</th><th>starts from</th><th>meant'
-        f" for</th><th>numbers from</th></tr>{rows}</table>"
-    )
+    ]
+    heads = ("preset", "what", "kimg", "starts from", "meant for", "numbers from")
+    return _table(heads, rows, "10px 2px")
 
 # %% ../../nbs/workshop/cifar10.ipynb #be001d24
 def with_dropout(model, p):
@@ -305,9 +316,9 @@ def begin(preset, start=None, seed=0):
 
 # %% ../../nbs/workshop/cifar10.ipynb #a0d100f0
 def scaled(preset, scale, **settings):
-    """`preset` with `scale` times the pictures in every phase and stage, for a trial; `settings` of
-    `Config` replace those of the last phase. ValueError for a scale that is not above 0 and finite.
-    """
+    """`preset` with `scale` times the pictures in every phase and stage, for a trial; `settings` by
+    name, of its objective too, replace those of the last phase. ValueError for a scale that is not
+    above 0 and finite."""
     if not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}; it must be above 0 and finite")
 
@@ -323,7 +334,7 @@ def scaled(preset, scale, **settings):
 
     phases = {name: smaller(c) for name, c in preset.phases.items()}
     last = list(phases)[-1]
-    return replace(preset, phases=phases | {last: replace(phases[last], **settings)})
+    return replace(preset, phases=phases | {last: changed(phases[last], **settings)})
 
 # %% ../../nbs/workshop/cifar10.ipynb #e1a90b57
 def channels_of(model):
@@ -420,47 +431,39 @@ def _make_way(folder, earlier):
         (folder / "samples").rmdir()
 
 # %% ../../nbs/workshop/cifar10.ipynb #c6ca012f
+def second_passes(objective, stage, n=200_000):
+    "The share of rows with r > 0, which need a second pass, among `n` drawn at `stage`."
+    _, r = objective.levels(n, stage, torch.Generator().manual_seed(0))
+    return float((r > 0).double().mean())
+
+
 def ledger(preset, flops):
     """What `preset` costs: a row for each phase and stage, dict(phase, stage, images, share of rows
     with a second pass, flops), given the `flops` of one forward pass of one picture."""
     rows = []
     for name, c in preset.phases.items():
-        parts = (
-            plan(c.mapping, c.stages, c.p_t, c.kimg)
-            if c.mapping
-            else [dict(stage=None, images=round(1000 * c.kimg), share=0.0)]
-        )
-        rows += [
-            dict(
-                phase=name,
-                stage=p["stage"],
-                images=p["images"],
-                share=p["share"],
-                flops=p["images"] * flops * (3 + p["share"]),
-            )
-            for p in parts
-        ]
+        total = round(1000 * c.kimg)
+        images, every = {}, c.stages.every or total
+        for start in range(0, total, every):
+            stage = c.stages.at(start)
+            images[stage] = images.get(stage, 0) + min(every, total - start)
+        for stage, n in images.items():
+            share = second_passes(c.objective, stage)
+            row = dict(phase=name, stage=stage, images=n, share=share)
+            rows.append(row | dict(flops=n * flops * (3 + share)))
     return rows
 
 # %% ../../nbs/workshop/cifar10.ipynb #dcd0c275
 def ledger_table(rows, rate):
     "`ledger` as an HTML table, with the hours it takes at `rate` operations a second."
-    hours = lambda f: f / rate / 3600
-    total = dict(
-        phase="all",
-        stage=None,
-        images=sum(r["images"] for r in rows),
-        share=None,
-        flops=sum(r["flops"] for r in rows),
-    )
-    line = lambda r: (
-        f"<tr><td>{r['phase']}</td><td>{'' if r['stage'] is None else r['stage']}</td><td>{r['images']:,}</td><td>{'' if r['share'] is None else format(r['share'], '.0%')}</td><td>{r['flops']:.2e}</td><td>{hours(r['flops']):.2f}</td></tr>"
-    )
-    return (
-        '<table style="border-spacing:10px'
-        ' 1px"><tr><th>phase</th><th>stage</th><th>images</th><th>second'
-        f" pass</th><th>operations</th><th>hours</th></tr>{''.join(map(line, [*rows, total]))}</table>"
-    )
+    images, flops = (sum(r[k] for r in rows) for k in ("images", "flops"))
+    lines = [(r["phase"], r["stage"], r["images"], f"{r['share']:.0%}", r["flops"]) for r in rows]
+    cells = [
+        (phase, stage, f"{n:,}", share, f"{work:.2e}", f"{work / rate / 3600:.2f}")
+        for phase, stage, n, share, work in [*lines, ("all", "", images, "", flops)]
+    ]
+    heads = ("phase", "stage", "images", "second pass", "operations", "hours")
+    return _table(heads, cells, "10px 1px")
 
 # %% ../../nbs/workshop/cifar10.ipynb #2ea8bb6a
 BUDGETS = {  # images a published training saw, in millions
@@ -643,16 +646,15 @@ def _arguments():
     return parser
 
 # %% ../../nbs/workshop/cifar10.ipynb #12625c6a
-_CALLS = dict(
-    Stages=Stages,
-    SigmoidMapping=SigmoidMapping,
-    ConstantMapping=ConstantMapping,
-    LogNormal=LogNormal,
-)
+_AIMS = (ECT, Denoising, ConsistencyTraining)
+_CALLS = {
+    kind.__name__: kind for kind in (Stages, SigmoidMapping, ConstantMapping, LogNormal, *_AIMS)
+}
+_NAMES = {f.name for kind in (Config, *_AIMS) for f in fields(kind)}
 
 # %% ../../nbs/workshop/cifar10.ipynb #0dc2f7be
 def _value(node):
-    "What a piece of a setting means: numbers, names, tuples and the schedules of 04, nothing else."
+    "What a setting means: numbers, names, tuples, schedules and objectives, nothing else."
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.Name):
@@ -679,9 +681,8 @@ def _parsed(name, text):
         ) from e
 
 # %% ../../nbs/workshop/cifar10.ipynb #a94b0c6e
-def _kind(name):
-    "In words, what the setting `name` takes, and whether a value is that."
-    like = getattr(Config(), name)
+def _kind(name, like):
+    "In words, what the setting `name` takes, which is `like` now, and whether a value is that."
     finite = lambda v: isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
     if isinstance(like, bool):
         return "True or False", lambda v: isinstance(v, bool)
@@ -703,9 +704,12 @@ def _kind(name):
         return "a name", lambda v: isinstance(v, str)
     if name == "mapping":
         return (
-            "SigmoidMapping(q), ConstantMapping(q) or None",
-            lambda v: v is None or isinstance(v, SigmoidMapping | ConstantMapping),
+            "SigmoidMapping(q) or ConstantMapping(q)",
+            lambda v: isinstance(v, ConstantMapping),
         )
+    if name == "objective":
+        names = [kind.__name__ for kind in _AIMS]
+        return f"an objective, {', '.join(names)}", lambda v: isinstance(v, _AIMS)
     return f"of its own kind, as in {name}={like!r}", lambda v: isinstance(v, type(like))
 
 # %% ../../nbs/workshop/cifar10.ipynb #c05d17f8
@@ -713,21 +717,22 @@ LONGEST, WIDEST = 10**7, 2**16  # kimg, three times the longest published run; p
 _NOT_NEGATIVE = ("warmup_kimg", "decay_kimg", "snapshot_kimg", "state_seconds", "c", "seed")
 
 
-def _settings(pairs):
-    "'lr=2e-4' and the like as settings of `Config`. ValueError for anything else, in one sentence."
+def _settings(pairs, config):
+    """'lr=2e-4' and the like as settings of `config`, or of its objective. ValueError for anything
+    else, in one sentence."""
     found = {}
     for pair in pairs:
         name, equals, text = (part.strip() for part in pair.partition("="))
-        if name not in Config.__dataclass_fields__:
-            raise ValueError(
-                f"{name[:40]} is no setting: choose among {', '.join(Config.__dataclass_fields__)}"
-            )
+        aim = found.get("objective", config.objective)
+        now = vars(type(aim)()) | vars(Config())
+        if name not in now:
+            raise ValueError(f"{name[:40]} is no setting: choose among {', '.join(now)}")
         if not equals or not text:
-            raise ValueError(f"--set {name} has no value: write {name}={getattr(Config(), name)}")
+            raise ValueError(f"--set {name} has no value: write {name}={now[name]}")
         if name in found:
             raise ValueError(f"--set gives {name} twice: once is enough")
         found[name] = value = _parsed(name, text)
-        words, right = _kind(name)
+        words, right = _kind(name, now[name])
         if not right(value):
             raise ValueError(f"--set {name}={text[:60]} is not {words}")
         if name in _NOT_NEGATIVE and value < 0:
@@ -739,7 +744,7 @@ def _settings(pairs):
 # %% ../../nbs/workshop/cifar10.ipynb #b3b6d609
 def _asked(a):
     "The preset as the command wants it, and its seed."
-    settings = _settings(a.set)
+    settings = _settings(a.set, list(PRESETS[a.preset].phases.values())[-1])
     seed = settings.pop("seed", a.seed)
     if a.seed is not None and seed != a.seed:
         raise ValueError(f"--seed {a.seed} and --set seed={seed} differ: give one of them")
@@ -923,11 +928,7 @@ def in_shell(sentence):
             return found.group()
         if name in _OPTIONS:
             return f"--{_OPTIONS[name]}" + (f" {value.strip(chr(39))}" if value else "")
-        return (
-            f"--set {name}={value.strip(chr(39)) or '…'}"
-            if name in Config.__dataclass_fields__
-            else found.group()
-        )
+        return f"--set {name}={value.strip(chr(39)) or '…'}" if name in _NAMES else found.group()
 
     value = r"'[^']*'|-?\d[\w.+-]*|True|False"
     return re.sub(rf"(?<!--set )(?<![\w.-])([a-z_]+)=({value})?(?![\w'(=])", option, sentence)

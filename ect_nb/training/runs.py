@@ -99,6 +99,7 @@ _OTHER = dict(
     network="its network has another description",
     code="the code of its network has changed since",
     data="it was trained on other data",
+    teacher="it had another teacher",
     init=(
         "it began from other weights: make a fresh network with the same seed, or load those"
         " weights"
@@ -111,6 +112,8 @@ def _same(key, was, now):
     contradict."""
     if key == "data" and isinstance(was, dict) and isinstance(now, dict):
         return all(was.get(k) == now.get(k) for k in ("n", "checksum"))
+    if key == "code" and isinstance(was, dict) and isinstance(now, dict):
+        return was.keys() == now.keys() and all(was[k] in (None, now[k]) for k in now)
     return was == now or key == "code" and was is None
 
 # %% ../../nbs/inside/runs.ipynb #c6a735a1
@@ -134,11 +137,11 @@ def lock(folder):
             " another folder"
         ) from None
 
-# %% ../../nbs/inside/runs.ipynb #e6c415c2
-def open_run(folder, facts, defaults={}):
-    """Begin or continue the run that `facts` (config, init, data, network) describe; `defaults`
-    stand for settings that its kit did not know yet. ValueError if the folder holds anything else.
-    """
+# %% ../../nbs/inside/runs.ipynb #e6c415c0
+def open_run(folder, facts, upgrade=dict):
+    """Begin or continue the run that `facts` (config, init, data, network) describe; `upgrade`
+    brings the settings of an older kit to today's form. ValueError if the folder holds anything
+    else."""
     for left in folder.path.glob(".config.json.*.tmp"):
         left.unlink(missing_ok=True)
     if not (folder.path / "config.json").exists():
@@ -154,31 +157,49 @@ def open_run(folder, facts, defaults={}):
         raise ValueError(
             f"{folder.path / 'config.json'} is not that of a run: choose another folder"
         )
-    was["config"] = defaults | was["config"]
-    other = [
-        f"its {k} is {was['config'].get(k)}, not {v}"
-        for k, v in facts["config"].items()
-        if k not in _MAY_CHANGE and was["config"].get(k) != v
-    ]
-    other += [
-        sentence for key, sentence in _OTHER.items() if not _same(key, was.get(key), facts.get(key))
-    ]
-    if (
-        facts["config"]["decay"] in ("linear", "cosine")
-        and was["config"]["kimg"] != facts["config"]["kimg"]
-    ):
-        other.append("its learning rate was planned for another kimg")
-    if other:
+    was["config"] = upgrade(was["config"])
+    if other := next(_contradictions(was, facts), None):
         raise ValueError(
-            f"{folder.path} holds another run ({other[0]}): choose another folder, or the same"
+            f"{folder.path} holds another run ({other}): choose another folder, or the same"
             " settings to continue it"
         )
     for left in folder.path.rglob(".*.tmp"):
         left.unlink(missing_ok=True)
-    write_config(folder, facts | was | dict(config=facts["config"]))
+    write_config(folder, facts | was | {k: facts[k] for k in ("format", "config") if k in facts})
+
+# %% ../../nbs/inside/runs.ipynb #e6c415c2
+def _differences(was, now, name):
+    "Sentences for where the setting `name` of a run, plain data, `was` another than it is `now`."
+    if isinstance(was, dict) and isinstance(now, dict) and was.get("kind") == now.get("kind"):
+        if was.get("code") and now.get("code") and was["code"] != now["code"]:
+            yield f"the code of its {name} ({now['kind']}) has changed"
+        for k in sorted({*was, *now} - {"kind", "code"}):
+            yield from _differences(was.get(k), now.get(k), f"{name}.{k}")
+    elif was != now:
+        yield f"its {name} is {_short(was)}, not {_short(now)}"
+
+
+def _short(v):
+    "A setting in a few words: of a thing its kind."
+    if isinstance(v, dict):
+        kind = str(v.get("kind"))
+        return kind.split(":")[-1] if kind.startswith("ect_nb.") else kind
+    return v
 
 # %% ../../nbs/inside/runs.ipynb #fcc0e750
 _MAY_CHANGE = {"kimg", "snapshot_kimg", "state_seconds"}
+
+
+def _contradictions(was, facts):
+    "Sentences for what makes the run that `was` another than the one of `facts`."
+    config, now = was["config"], facts["config"]
+    for k in now.keys() - _MAY_CHANGE:
+        yield from _differences(config.get(k), now[k], k)
+    for key, sentence in _OTHER.items():
+        if not _same(key, was.get(key), facts.get(key)):
+            yield sentence
+    if now["decay"] in ("linear", "cosine") and config["kimg"] != now["kimg"]:
+        yield "its learning rate was planned for another kimg"
 
 # %% ../../nbs/inside/runs.ipynb #5c07a477
 def checksum(tensors):
