@@ -447,19 +447,90 @@ def memorised(made, train, held_out, at=0.01):
     return Share.of(nearest(made, train)[0] < nearest(held_out, train)[0].quantile(at))
 
 # %% ../../nbs/workshop/measure.ipynb #7512d5e2
-def measure(model, pictures, network, n=1000, seed=0, batch=250, groups=20, run=None, **more):
-    """Draw `n` pictures with `model`, take their `distance` from the training `pictures` (a
-    `Pictures`, or a float tensor: pictures in [-1, 1], latents) in the features of `network`, and
-    return the record, a dict of plain data.
+def measure(
+    model,
+    pictures,
+    network,
+    times=None,
+    n=1000,
+    seed=0,
+    sampler=None,
+    nfe=None,
+    batch=250,
+    groups=20,
+    **more,
+):
+    """The `distance` of `n` pictures drawn with `model` from the training `pictures` (a `Pictures`,
+    or a float tensor: pictures in [-1, 1], latents) in the features of `network`, as a record, a
+    dict of plain data.
 
     One evaluation per entry of `times`, by default (80.0,); another `sampler(model, z, generator)`
     wants its `nfe`. Noise comes from `seed`, `batch` by `batch`. `seconds` are those of sampling.
     `run`, `init`, `kimg` and `more` go into the record, which `RunFolder.record(**r)` keeps."""
+    draw, times, nfe = _drawing(model, times, sampler, nfe)
+    target, run = reference(pictures, network), more.pop("run", None)
+    seen, seconds = _look(draw, pictures, network, n, seed, batch, _device_of(model))
+    d = distance(seen, target, groups)
+    how = _about(model, pictures) | dict(nfe=nfe, times=times and list(times))
+    cost = dict(n_samples=n, n_reference=target.n, seconds=round(seconds, 3)) | _machine(model)
+    named = dict(run=run) if run else {}
+    return named | how | _result(d) | cost | dict(seed=seed, batch=batch) | more
+
+# %% ../../nbs/workshop/measure.ipynb #ab82f186
+def _drawing(model, times, sampler, nfe):
+    """The function (z, generator) -> samples, its noise levels and number of evaluations.
+
+    ValueError for a sampler that does not say how many those are, and for dropout at work."""
+    if sampler is None:
+        times = times or (80.0,)
+        nfe, sampler = nfe or len(times), lambda model, z, g: sample(told(model), z, times, g)
+    elif nfe is None:
+        raise ValueError(
+            "a sampler of your own wants nfe=, its evaluations per sample, for the record"
+        )
+    if getattr(model, "training", False):
+        raise ValueError(
+            "the model is in training mode, with its dropout at work: call .eval() first, or"
+            " measure the EMA"
+        )
+    device = _device_of(model)
+    return lambda z, g: sampler(model, z.to(device), g), times, nfe
+
+# %% ../../nbs/workshop/measure.ipynb #455391b8
+def _parameters(model):
+    return list(model.parameters()) if hasattr(model, "parameters") else []
+
+# %% ../../nbs/workshop/measure.ipynb #d0018c80
+def _device_of(model):
+    "Where the weights of `model` lie; the CPU for one that has none."
+    return next((p.device for p in _parameters(model)), torch.device("cpu"))
+
+# %% ../../nbs/workshop/measure.ipynb #7422a82a
+def _about(model, pictures):
+    "What a record says of the `model` and the `pictures`."
+    kind = type(model).__name__ + (f"({type(model.net).__name__})" if hasattr(model, "net") else "")
+    name = "tensor" if torch.is_tensor(pictures) else pictures.name
+    size = sum(p.numel() for p in _parameters(model))
+    return dict(data=name, network=kind, parameters=size, init=None, kimg=None)
+
+# %% ../../nbs/workshop/measure.ipynb #7592f4c2
+def _result(d):
+    "What a record says of a `Distance`."
+    interval = dict(value=d.value, low=d.low, high=d.high, bias=d.bias)
+    return dict(metric=d.metric, features=d.features) | interval
+
+# %% ../../nbs/workshop/measure.ipynb #1cb3a2fc
+def _machine(model):
+    "What a record says of the machine."
+    return dict(device=device_name(_device_of(model)), software=f"torch {torch.__version__}")
 
 # %% ../../nbs/workshop/measure.ipynb #fe89de0a
-def _look(draw, shape, network, n, seed, batch, device, kept=quantise):
-    """Features (n, D) of samples as `kept` keeps them (rounded to bytes), and the seconds that
-    sampling took."""
+def _look(draw, pictures, network, n, seed, batch, device):
+    """Features (n, D) of samples of the shape of `pictures`, and the seconds that sampling took.
+
+    Pictures are compared as their files hold them, rounded to bytes; numbers as they are."""
+    plain = torch.is_tensor(pictures)
+    shape = pictures.shape[1:] if plain else pictures.shape
     rows, seconds = [], 0.0
     for i, part in enumerate(torch.arange(n).split(batch)):
         g = files.dice(seed, i)
@@ -469,9 +540,5 @@ def _look(draw, shape, network, n, seed, batch, device, kept=quantise):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds += time.perf_counter() - began
-        rows.append(features(network, kept(x)))
+        rows.append(features(network, x if plain else quantise(x)))
     return torch.cat(rows), seconds
-
-
-def _kind(model):
-    return type(model).__name__ + (f"({type(model.net).__name__})" if hasattr(model, "net") else "")
