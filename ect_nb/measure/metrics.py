@@ -16,6 +16,8 @@ import warnings
 from dataclasses import dataclass
 from ..io import data, files, weights
 from .features import INCEPTION, features, quantise
+from ..sampling import sample, told
+from ..training.runs import device_name
 from fastcore.basics import patch
 from pathlib import Path
 
