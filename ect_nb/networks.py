@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAMILY', 'NCSNPP', 'PositionalEmbedding', 'Dropout', 'shared_dropout', 'place_dropout', 'shares_dropout', 'answer',
-           'one_hot', 'classes_of', 'dtype_of', 'inside', 'MLP', 'Linear', 'GroupNorm', 'Conv2d', 'Block', 'UNet',
-           'edm_cifar10', 'FourierEmbedding', 'Classifier']
+           'one_hot', 'classes_of', 'dtype_of', 'inside', 'whole_weights', 'MLP', 'Linear', 'GroupNorm', 'Conv2d',
+           'Block', 'UNet', 'edm_cifar10', 'FourierEmbedding', 'Classifier']
 
 # %% ../nbs/inside/networks.ipynb #d9a00dab
 import math
@@ -199,6 +199,18 @@ def inside(model):
             model = model._orig_mod
         else:
             return model
+
+# %% ../nbs/inside/networks.ipynb #f8662ed7
+def whole_weights(model):
+    "ValueError if a weight of `model` is NaN or infinite: its pictures would be black."
+    if not isinstance(model, nn.Module):
+        return
+    for name, p in model.named_parameters():
+        if not p.isfinite().all():
+            raise ValueError(
+                f"the weight {name} of this model holds NaN or infinity: "
+                "its training diverged, or its file is damaged; take an earlier snapshot"
+            )
 
 # %% ../nbs/inside/networks.ipynb #cb0171a9
 class MLP(nn.Module):
@@ -441,12 +453,14 @@ class UNet(nn.Module):
         self.patch, self.body = patch, torch.float32
         _build(self)
 
-    def forward(self, x, c, labels=None, augment=None):
-        _takes(self.config, x)
-        with torch.autocast(x.device.type, enabled=False):
-            emb = _embed(self, c, labels, augment)
-        with torch.autocast(x.device.type, dtype=self.body, enabled=self.body != torch.float32):
-            return _body(self, x, emb)
+# %% ../nbs/inside/networks.ipynb #298e35d3
+@patch
+def forward(self: UNet, x, c, labels=None, augment=None):
+    _takes(self.config, x)
+    with torch.autocast(x.device.type, enabled=False):
+        emb = _embed(self, c, labels, augment)
+    with torch.autocast(x.device.type, dtype=self.body, enabled=self.body != torch.float32):
+        return _body(self, x, emb)
 
 # %% ../nbs/inside/networks.ipynb #e3481960
 FAMILY = dict(  # DDPM++ first

@@ -34,15 +34,15 @@ LAYERS = [
     "training.runs training.speed training.processes",
     "training.config",
     "training.loop",
-    "measure.features measure.bulk",
+    "training.recipes measure.features measure.bulk",
     "measure.metrics measure.sweeps",
-    "training.recipes measure.atlas",
+    "measure.atlas",
     "show.panels",
     "show.flow show.tuning",
     "show.tradeoff show.live",
     "show.planner",
     "show.explorer course.lesson_01 course.lesson_02 course.lesson_03 course.lesson_04"
-    " course.lesson_05 course.lesson_06 course.lesson_07",
+    " course.lesson_05 course.lesson_06 course.lesson_07 commands",
 ]  # lowest first; within a layer nobody imports a neighbour
 HEAVY = {
     "torchvision",

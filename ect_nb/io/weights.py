@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUILDERS', 'MAX_BYTES', 'LICENCE', 'TEACHERS', 'describe', 'build', 'save', 'header', 'read_tensors', 'load',
-           'load_edm', 'edm_facts', 'convert', 'fetch', 'teacher']
+           'load_edm', 'load_any', 'edm_facts', 'convert', 'fetch', 'teacher']
 
 # %% ../../nbs/inside/weights.ipynb #9cd3998f
 import http.client
@@ -533,6 +533,14 @@ def load_edm(path, sigma_min=None, device=None, augment=False):
         )
     model.load_state_dict(tensors, assign=True)
     return model.eval().to(device) if device else model.eval()
+
+# %% ../../nbs/inside/weights.ipynb #36113fdf
+def load_any(path):
+    "The model in the file `path`: a checkpoint of this kit, or a pickle of EDM or ECT."
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a file: give a checkpoint, such as a snapshot of a run")
+    return load_edm(path) if path.suffix == ".pkl" else load(path)
 
 # %% ../../nbs/inside/weights.ipynb #5a0861a6
 LICENCE = "CC BY-NC-SA 4.0"

@@ -6,7 +6,6 @@
 __all__ = ['FIELDS', 'TIMES', 'VERSION', 'PUBLISHED', 'check_record', 'survey', 'survey_walk', 'Charted', 'read_run', 'Atlas']
 
 # %% ../../nbs/inside/atlas.ipynb #fd961147
-import hashlib
 import io
 import json
 import math
@@ -15,9 +14,8 @@ import torch
 import warnings
 from dataclasses import dataclass, field
 from ..diffusion import heun, karras_times
-from ..io import weights
+from ..io import files, weights
 from ..io.data import find, open_picture
-from ..io.files import contents
 from . import metrics
 from ..sampling import sample, told
 from ..training.runs import RunFolder
@@ -181,7 +179,7 @@ def _measure(run, model, pictures, network, kimg, nfe, method, n, seed, columns,
     where = next(model.parameters()).device
     with torch.no_grad():
         x = draw(model, noise.to(where), torch.Generator().manual_seed(4))
-    weights.write_atomically(_strip(run, kimg, nfe), _png(_bytes(x)))
+    files.write_atomically(_strip(run, kimg, nfe), _png(_bytes(x)))
     record = metrics.measure(
         model,
         pictures,
@@ -302,7 +300,7 @@ def read_run(folder):
         run.path.name,
         records,
         _facts(records[0], shape, _recipe(run)),
-        lambda kimg, nfe: _read_png(contents(_strip(run, kimg, nfe), 1 << 26), shape)[0],
+        lambda kimg, nfe: _read_png(files.contents(_strip(run, kimg, nfe), 1 << 26), shape)[0],
     )
 
 # %% ../../nbs/inside/atlas.ipynb #d8436b75
@@ -325,7 +323,7 @@ def _recipe(run):
         config.pop("seed", None)
     except (ValueError, KeyError, TypeError):
         return None
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+    return files.digest(json.dumps(config, sort_keys=True), digits=8)
 
 # %% ../../nbs/inside/atlas.ipynb #415895ea
 def _shape(run, records):
@@ -399,15 +397,15 @@ def _save(self, folder):
                 1, -1, len(run.pictures(*points[0])) * run.facts["shape"][2], run.facts["shape"][0]
             )
         )
-        file = f"{name}-{hashlib.sha256(sheet).hexdigest()[:8]}.png"
-        weights.write_atomically(folder / file, sheet)
+        file = f"{name}-{files.digest(sheet, digits=8)}.png"
+        files.write_atomically(folder / file, sheet)
         entries[name] = dict(
             facts=run.facts,
             sheet=file,
-            sha256=hashlib.sha256(sheet).hexdigest(),
+            sha256=files.digest(sheet),
             records=run.records,
         )
-    weights.write_atomically(
+    files.write_atomically(
         folder / "atlas.json", json.dumps(dict(version=VERSION, runs=entries), indent=1).encode()
     )
     for old in before - {e["sheet"] for e in entries.values()}:
@@ -431,7 +429,7 @@ def _load(folder=None):
     ValueError says what is wrong with one that is damaged or of another version."""
     folder = Path(folder) if folder else find("atlas")
     try:
-        packed = json.loads(contents(folder / "atlas.json", 1 << 26))
+        packed = json.loads(files.contents(folder / "atlas.json", 1 << 26))
         version = packed.get("version")
     except (OSError, ValueError, AttributeError, RecursionError) as e:
         raise ValueError(
@@ -475,8 +473,8 @@ def _charted(folder, name, e):
 
 # %% ../../nbs/inside/atlas.ipynb #ec3fa91a
 def _sheet(path, e):
-    data = contents(path, 1 << 28) if path.exists() else b""
-    if hashlib.sha256(data).hexdigest() != e.get("sha256"):
+    data = files.contents(path, 1 << 28) if path.exists() else b""
+    if files.digest(data) != e.get("sha256"):
         raise ValueError(
             f"{path} is {'damaged' if data else 'missing'}: restore it from the repository, or pack"
             " the atlas again with Atlas.save"

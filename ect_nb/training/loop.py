@@ -10,7 +10,6 @@ __all__ = ['seed_of', 'dice', 'rows', 'batch_of', 'draw', 'update_ema', 'train_s
 import copy
 import json
 import math
-import numpy as np
 import time
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from ..branches import queued
-from ..io import weights
+from ..io import files, weights
 from ..networks import classes_of, dtype_of, inside, shares_dropout
 from ect_nb.training.config import (
     Config,
@@ -67,12 +66,7 @@ _STREAMS = dict(order=0, time=1, noise=2, dropout=3)
 def seed_of(seed, stream, step, part=0):
     """The seed of one `stream` (order, time, noise, dropout) at one `step` of a run with `seed`,
     for one `part` of the batch: a 63-bit whole number."""
-    return int(
-        np.random.SeedSequence([seed, _STREAMS[stream], step] + [part] * (part > 0)).generate_state(
-            1, np.uint64
-        )[0]
-        >> 1
-    )
+    return files.seed_of(seed, _STREAMS[stream], step, *[part] * (part > 0))
 
 # %% ../../nbs/inside/trainer.ipynb #983d1274
 def dice(seed, stream, step, device="cpu", part=0):
