@@ -14,7 +14,7 @@ import torch
 import warnings
 from dataclasses import dataclass, field
 from ..diffusion import heun, karras_times
-from ..io import weights
+from ..io import files, weights
 from ..io.data import find, open_picture
 from ..io.files import contents
 from . import metrics
@@ -152,7 +152,7 @@ def _measure(place, model, pictures, network, draw, how, n, seed=0, columns=16, 
     with torch.no_grad():
         x = draw(model, noise.to(where), torch.Generator().manual_seed(4))
     strip = sheet_png(tile(x, columns, pad=0), optimize=True)
-    weights.write_atomically(strip_file(run, place.kimg, place.nfe), strip)
+    files.write_atomically(strip_file(run, place.kimg, place.nfe), strip)
     facts = dict(run=run.path.name, kimg=place.kimg, method=place.method, n=n, seed=seed)
     width = pictures.shape[-1]
     record = metrics.measure(model, pictures, network, width=width, **facts, **how, **more)
@@ -352,10 +352,10 @@ def save(self: Atlas, folder):
         sheet = _packed(run)
         digest = hashlib.sha256(sheet).hexdigest()
         file = f"{name}-{digest[:8]}.png"
-        weights.write_atomically(folder / file, sheet)
+        files.write_atomically(folder / file, sheet)
         entries[name] = dict(facts=run.facts, sheet=file, sha256=digest, records=run.records)
     packed = json.dumps(dict(version=VERSION, runs=entries), indent=1)
-    weights.write_atomically(folder / "atlas.json", packed.encode())
+    files.write_atomically(folder / "atlas.json", packed.encode())
     for old in before - {e["sheet"] for e in entries.values()}:
         (folder / old).unlink(missing_ok=True)
 
