@@ -95,6 +95,8 @@ def _staged(iterations):
 
 # %% ../../nbs/workshop/cifar10.ipynb #1b18f10f
 _PAPER = "Geng et al. 2024 and the command lines of its repository"
+
+# %% ../../nbs/workshop/cifar10.ipynb #1b18f110
 _CIFAR = [
     Preset(
         "one_hour",
@@ -123,6 +125,10 @@ _CIFAR = [
         "two days of one A100",
         _PAPER + "; eight equal stages are this kit's reading",
     ),
+]
+
+# %% ../../nbs/workshop/cifar10.ipynb #1b18f111
+_CIFAR += [
     Preset(
         "conditional",
         "200,000 steps, told the class",
@@ -173,6 +179,7 @@ _CPU = dict(
 )
 _OWN = "this kit's own, after 00's recipe and bench/study.md"
 
+# %% ../../nbs/workshop/cifar10.ipynb #50b2fe70
 _FROM_SCRATCH = [
     Preset(
         "small",
@@ -198,6 +205,10 @@ _FROM_SCRATCH = [
         "15 minutes of a data-centre GPU, unverified",
         _OWN,
     ),
+]
+
+# %% ../../nbs/workshop/cifar10.ipynb #50b2fe71
+_FROM_SCRATCH += [
     Preset(
         "cpu",
         "the same on one core",
