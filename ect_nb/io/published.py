@@ -17,8 +17,8 @@ class Row:
     """One row: `value` of a `metric`, or the range from `low` to `high`, and whose it is: the
     `kind` (paper, log, data sheet, measured here) and the `source`.
 
-    `method`, `recipe`, `data`, `device`, `batch`, `kimg` of training, `nfe`, `minutes` as far as they
-    were told; `samples` where an FID is not of 50,000; a `note`. What nobody told is "" or None."""
+    `method`, `recipe`, `data`, `device`, `batch`, `kimg` of training, `nfe`, `minutes` as far as
+    they were told; `samples` where an FID is not of 50,000; a `note`. Else they are "" or None."""
 
     metric: str
     kind: str
@@ -64,14 +64,16 @@ def _read(text, kind):
 def table():
     """All rows of data/published.csv, in the order of the file.
 
-    FileNotFoundError where the kit's data are not at hand; ValueError names a line that is wrong."""
+    FileNotFoundError where the kit's data are not at hand; ValueError names a wrong line."""
     with find("published.csv").open(encoding="utf-8", newline="") as file:
         return tuple(_row(number, texts) for number, texts in enumerate(csv.DictReader(file), 2))
 
 # %% ../../nbs/inside/published.ipynb #fea1febe
 def published(metric, **facts):
     """The `Row`s of a `metric` ("FID", "training", "kimg an hour", "pictures a second", "TFLOPS")
-    with these `facts`, such as data="CIFAR-10", nfe=2, kind="log". ValueError for another metric."""
+    with these `facts`, such as data="CIFAR-10", nfe=2, kind="log".
+
+    ValueError for another metric."""
     known = {r.metric for r in table()}
     if metric not in known:
         raise ValueError(

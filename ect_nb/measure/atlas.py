@@ -6,7 +6,6 @@
 __all__ = ['FIELDS', 'TIMES', 'VERSION', 'check_record', 'survey', 'survey_walk', 'strip_file', 'Charted', 'read_run', 'Atlas']
 
 # %% ../../nbs/inside/atlas.ipynb #fd961147
-import hashlib
 import json
 import math
 import numpy as np
@@ -16,7 +15,6 @@ from dataclasses import dataclass, field
 from ..diffusion import heun, karras_times
 from ..io import files, weights
 from ..io.data import find, open_picture
-from ..io.files import contents
 from . import metrics
 from ..sampling import sample, told
 from ..show.pictures import sheet_png, tile
@@ -239,7 +237,7 @@ def read_run(folder):
     latest = {(r["kimg"], r["nfe"]): r for r in one}
     records, shape = [latest[k] for k in sorted(latest)], _shape(run, one)
     facts = _facts(records[0], shape, _recipe(run))
-    sheet = lambda kimg, nfe: contents(strip_file(run, kimg, nfe), 1 << 26)
+    sheet = lambda kimg, nfe: files.contents(strip_file(run, kimg, nfe), 1 << 26)
     return Charted(run.path.name, records, facts, lambda *at: _read_png(sheet(*at), shape)[0])
 
 # %% ../../nbs/inside/atlas.ipynb #0040166a
@@ -273,7 +271,7 @@ def _recipe(run):
         config.pop("seed", None)
     except (ValueError, KeyError, TypeError):
         return None
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+    return files.digest(json.dumps(config, sort_keys=True), digits=8)
 
 # %% ../../nbs/inside/atlas.ipynb #415895ea
 def _shape(run, records):
@@ -350,7 +348,7 @@ def save(self: Atlas, folder):
     before = _sheets(folder)
     for name, run in self.runs.items():
         sheet = _packed(run)
-        digest = hashlib.sha256(sheet).hexdigest()
+        digest = files.digest(sheet)
         file = f"{name}-{digest[:8]}.png"
         files.write_atomically(folder / file, sheet)
         entries[name] = dict(facts=run.facts, sheet=file, sha256=digest, records=run.records)
@@ -380,7 +378,7 @@ def _sheets(folder):
 def _unpacked(folder):
     "The `Atlas` that `save` packed into `folder`."
     try:
-        packed = json.loads(contents(folder / "atlas.json", 1 << 26))
+        packed = json.loads(files.contents(folder / "atlas.json", 1 << 26))
         version = packed.get("version")
     except (OSError, ValueError, AttributeError, RecursionError) as e:
         raise ValueError(
@@ -425,8 +423,8 @@ def _charted(folder, name, e):
 # %% ../../nbs/inside/atlas.ipynb #ec3fa91a
 def _sheet(path, e):
     "The pictures (rows, columns, H, W, C) of a sheet, whose checksum the entry `e` has."
-    data = contents(path, 1 << 28) if path.exists() else b""
-    if hashlib.sha256(data).hexdigest() != e.get("sha256"):
+    data = files.contents(path, 1 << 28) if path.exists() else b""
+    if files.digest(data) != e.get("sha256"):
         raise ValueError(
             f"{path} is {'damaged' if data else 'missing'}: restore it from the repository, or pack"
             " the atlas again with Atlas.save"
