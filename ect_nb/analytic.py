@@ -8,6 +8,8 @@ __all__ = ['GaussianMixture', 'posterior_weights', 'ideal_denoiser']
 # %% ../nbs/lessons/01_noise.ipynb #940d1769
 import math
 import torch
+from . import exact
+from fastcore.basics import patch
 
 # %% ../nbs/lessons/01_noise.ipynb #21ca710f
 class GaussianMixture:
@@ -18,268 +20,80 @@ class GaussianMixture:
     and the dtype of x is kept. ValueError for anything else."""
 
     def __init__(self, means, stds, weights=None):
-        self.means, self.stds = (torch.as_tensor(v, dtype=torch.float64) for v in (means, stds))
-        weights = (
-            torch.ones_like(self.stds)
-            if weights is None
-            else torch.as_tensor(weights, dtype=torch.float64)
-        )
-        if self.means.ndim not in (1, 2) or not self.means.numel():
-            raise ValueError(f"means must have shape (K,) or (K, D), not {tuple(self.means.shape)}")
-        for name, v in (("stds", self.stds), ("weights", weights)):
-            if v.shape != self.means.shape[:1]:
-                raise ValueError(
-                    f"{name} must have shape ({len(self.means)},), one for each mean, not"
-                    f" {tuple(v.shape)}"
-                )
-            if not (v.isfinite() & (v >= 0)).all():
-                raise ValueError(f"{name} must be finite and not negative, got {v.tolist()}")
-        if weights.sum() == 0:
-            raise ValueError("at least one of the weights must be above zero")
-        self.weights = weights / weights.sum()
+        self.means, self.stds, self.weights = exact.bumps(means, stds, weights)
 
     def sample(self, n, generator=None):
         """`n` samples (n,) or (n, D) of the default dtype, on the device of `generator` if there is
         one."""
-        k = torch.multinomial(
-            self.weights.to(generator.device if generator else "cpu"),
-            n,
-            replacement=True,
-            generator=generator,
-        )
-        m, s = (v.to(k.device, torch.get_default_dtype())[k] for v in (self.means, self.stds))
-        return m + s.view(-1, *[1] * (m.ndim - 1)) * torch.randn(
-            m.shape, generator=generator, device=k.device
-        )
+        device = generator.device if generator else "cpu"
+        k = torch.multinomial(self.weights.to(device), n, replacement=True, generator=generator)
+        m, s = (v.to(device, torch.get_default_dtype())[k] for v in (self.means, self.stds))
+        noise = torch.randn(m.shape, generator=generator, device=device)
+        return m + s.view(-1, *[1] * (m.ndim - 1)) * noise
 
 # %% ../nbs/lessons/01_noise.ipynb #4e6cc362
-def _check(mix, x, t):
-    "x as (B, D) and t as (B, 1) in the dtype of x, or a sentence that says what does not fit."
-    if not torch.is_tensor(x) or not x.is_floating_point():
-        raise ValueError("x must be a floating-point tensor")
-    if x.ndim != mix.means.ndim or x.shape[1:] != mix.means.shape[1:]:
-        raise ValueError(
-            f"x must have shape {('B', *mix.means.shape[1:])} to fit means"
-            f" {tuple(mix.means.shape)}, not {tuple(x.shape)}".replace("'", "")
-        )
-    t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
-    if t.shape not in ((), (len(x),)):
-        raise ValueError(
-            f"t must be a number or have shape ({len(x)},) as x has rows, not {tuple(t.shape)}"
-        )
-    if (t < 0).any():
-        raise ValueError("t is a standard deviation and must not be negative")
-    return x.reshape(len(x), -1), t.expand(len(x)).unsqueeze(1)
+@patch
+def parts(self: GaussianMixture, x, t):
+    """log w_k N(x; m_k, s_k² + t²) (B, K), the variances s_k² + t² (B, K) and x - m_k (B, K, D)."""
+    x, t = exact.checked(self, x, t)
+    var = exact.variances(self, t)
+    m, w = self.means.to(x), self.weights.to(x)
+    diff = x[:, None] - m.view(len(m), -1)
+    norm = x.shape[1] / 2 * (2 * math.pi * var).log()
+    return w.log() - diff.square().sum(-1) / (2 * var) - norm, var, diff
 
 # %% ../nbs/lessons/01_noise.ipynb #bb47107e
-def _parts(mix, x, t):
-    "log w_k N(x; m_k, s_k^2 + t^2) (B, K), the variances s_k^2 + t^2 (B, K) and x - m_k (B, K, D)."
-    x, t = _check(mix, x, t)
-    m, s, w = (v.to(x) for v in (mix.means, mix.stds, mix.weights))
-    var = s**2 + t**2
-    if (var == 0).any():
-        raise ValueError("a mixture with a point (std 0) has no density at t = 0: use t > 0")
-    diff = x[:, None] - m.view(len(m), -1)
-    return (
-        w.log() - diff.square().sum(-1) / (2 * var) - x.shape[1] / 2 * (2 * math.pi * var).log(),
-        var,
-        diff,
-    )
-
-# %% ../nbs/lessons/01_noise.ipynb #146294ee
-def _log_prob(self, x, t):
+@patch
+def log_prob(self: GaussianMixture, x, t):
     "Log of the density of x_t = x0 + t eps at x: (B,)."
-    return _parts(self, x, t)[0].logsumexp(1)
-
-
-GaussianMixture.log_prob = _log_prob
+    return self.parts(x, t)[0].logsumexp(1)
 
 # %% ../nbs/lessons/01_noise.ipynb #b78b7b97
-def _denoise(self, x, t):
+@patch
+def denoise(self: GaussianMixture, x, t):
     "Ideal denoiser D(x, t) = E[x0 given x_t = x], shape of x."
-    logits, var, diff = _parts(self, x, t)
+    logits, var, diff = self.parts(x, t)
     s2, m = self.stds.to(x) ** 2, self.means.to(x).view(len(self.means), -1)
-    return (logits.softmax(1)[..., None] * (m + (s2 / var)[..., None] * diff)).sum(1).view_as(x)
+    within = m + (s2 / var)[..., None] * diff
+    return (logits.softmax(1)[..., None] * within).sum(1).view_as(x)
 
 # %% ../nbs/lessons/01_noise.ipynb #30faa9e7
-def _score(self, x, t):
+@patch
+def score(self: GaussianMixture, x, t):
     "Gradient of `log_prob` with respect to x, shape of x."
-    logits, var, diff = _parts(self, x, t)
+    logits, var, diff = self.parts(x, t)
     return -((logits.softmax(1) / var)[..., None] * diff).sum(1).view_as(x)
 
 # %% ../nbs/lessons/01_noise.ipynb #646fb5d0
-def _velocity(self, x, t):
+@patch
+def velocity(self: GaussianMixture, x, t):
     """dx/dt of the probability-flow ODE, (x - D(x, t)) / t, as -t * score: without cancellation,
     and right at t = 0. Karras et al. 2022, eq. 1."""
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
     return -t.view(-1, *[1] * (x.ndim - 1)) * self.score(x, t)
 
-
-GaussianMixture.denoise, GaussianMixture.score, GaussianMixture.velocity = (
-    _denoise,
-    _score,
-    _velocity,
-)
-
 # %% ../nbs/lessons/01_noise.ipynb #12da6efa
-def _log_cdf(self, x, t):
+@patch
+def log_cdf(self: GaussianMixture, x, t):
     """Log of the distribution function of x_t at x (B,), for numbers only; exact far into the lower
     tail."""
-    x, t = _check(self, x, t)
+    x, t = exact.checked(self, x, t)
     if x.shape[1] > 1:
         raise ValueError(
             "a distribution function is for numbers: the means of this mixture are vectors"
         )
-    return (self.weights.log().to(x) + torch.special.log_ndtr(_standardise(self, x, t))).logsumexp(
-        1
-    )
+    below = torch.special.log_ndtr(exact.standardise(self, x, t))
+    return (self.weights.log().to(x) + below).logsumexp(1)
 
 # %% ../nbs/lessons/01_noise.ipynb #29173e2b
-def _cdf(self, x, t):
+@patch
+def cdf(self: GaussianMixture, x, t):
     "Distribution function of x_t at x (B,), for numbers only."
     return self.log_cdf(x, t).exp()
 
-# %% ../nbs/lessons/01_noise.ipynb #81c4cfde
-def _standardise(mix, x, t):
-    "(x - m_k) / sqrt(s_k^2 + t^2) (B, K); at a point without noise +-inf, +inf on it."
-    diff, std = x - mix.means.to(x).view(1, -1), torch.hypot(mix.stds.to(x), t)
-    return torch.where(std > 0, diff / std, torch.where(diff >= 0, math.inf, -math.inf))
-
-
-GaussianMixture.log_cdf, GaussianMixture.cdf = _log_cdf, _cdf
-
-# %% ../nbs/lessons/01_noise.ipynb #c96fec86
-def posterior_weights(x, t, data):
-    """p_i (B, N): the probability of each of `data` (N, ...), all equally likely before, given x =
-    data[i] + t eps; x (B, ...), t (B,) or a number, above 0.
-
-    Karras et al. 2022, App. B.3. ValueError where sizes, dtype or t do not fit."""
-    if x.shape[1:] != data.shape[1:]:
-        raise ValueError(
-            f"x {tuple(x.shape)} and data {tuple(data.shape)} must agree in all but their first"
-            " size"
-        )
-    if not data.is_floating_point():
-        raise ValueError(
-            f"data must be floating point in the units of x, not {data.dtype}: scale the pictures"
-            " first"
-        )
-    t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
-    if t.shape not in ((), (len(x),)):
-        raise ValueError(f"t must be a number or have shape ({len(x)},), not {tuple(t.shape)}")
-    if (t <= 0).any():
-        raise ValueError("t must be above 0: without noise there is nothing to average over")
-    distance = torch.cdist(
-        x.flatten(1), data.flatten(1).to(x), compute_mode="donot_use_mm_for_euclid_dist"
-    )  # differences first: float32 is enough at small t
-    return (-(distance / t.expand(len(x))[:, None]).square() / 2).softmax(1)
-
-# %% ../nbs/lessons/01_noise.ipynb #852161e1
-def ideal_denoiser(x, t, data):
-    """Posterior mean of x0 given x = x0 + t eps when x0 is one of `data` (N, ...), all equally
-    likely; x (B, ...), t (B,) or a number, above 0.
-
-    `partial(ideal_denoiser, data=data)` is a model f(x, t). Karras et al. 2022, App. B.3."""
-    return (posterior_weights(x, t, data) @ data.flatten(1).to(x)).view_as(x)
-
-# %% ../nbs/lessons/01_noise.ipynb #def7b436
-def _masses(mix, x, t, right):
-    """Log mass (B, 1) at or below x of the components `right` (B, K) of a divide, and log mass
-    above x of the others."""
-    logs = mix.weights.log().to(x) + torch.special.log_ndtr(
-        _standardise(mix, x, t) * torch.where(right, 1.0, -1.0)
-    )
-    return [logs.masked_fill(out, -math.inf).logsumexp(1, keepdim=True) for out in (~right, right)]
-
-# %% ../nbs/lessons/01_noise.ipynb #41415498
-def _log_pdfs(mix, x, t):
-    "log w_k N(x; m_k, s_k^2 + t^2) (B, K) for numbers x (B, 1); nan at a point without noise."
-    return (
-        mix.weights.log().to(x)
-        - _standardise(mix, x, t) ** 2 / 2
-        - (math.sqrt(2 * math.pi) * torch.hypot(mix.stds.to(x), t)).log()
-    )
-
-# %% ../nbs/lessons/01_noise.ipynb #d9637dc8
-def _quantile_map(mix, x, t, r):
-    """The y (B, 1) with F_r(y) = F_t(x), all float64: Newton's method on log masses, bisection
-    where it would be slow or leave the bracket."""
-    std_t, std_r, m = (
-        torch.hypot(mix.stds.to(x), t),
-        torch.hypot(mix.stds.to(x), r),
-        mix.means.to(x).view(1, -1),
-    )
-    ends = m + (x - m) * torch.where(std_t > 0, std_r / std_t, 1.0)
-    low, high = ends.amin(1, keepdim=True), ends.amax(1, keepdim=True)
-    right, close, y, last, older = (
-        m > x,
-        1e-14 * ends.abs().amax(1, keepdim=True),
-        (low + high) / 2,
-        *[torch.full_like(x, math.inf)] * 2,
-    )
-    rise, fall = _masses(mix, x, t, right)
-    gap = torch.maximum(rise, fall) + torch.log(
-        -torch.expm1(-(rise - fall).abs())
-    )  # log |rise - fall|
-    for _ in range(100):
-        up, down = _masses(mix, y, r, right)
-        up, down = (
-            torch.where(rise > fall, up, torch.logaddexp(up, gap)),
-            torch.where(rise > fall, torch.logaddexp(down, gap), down),
-        )
-        low, high = torch.where(up < down, y, low), torch.where(up < down, high, y)
-        newton = y - (up - down) / (_log_pdfs(mix, y, r) - torch.where(right, up, down)).exp().sum(
-            1, keepdim=True
-        )
-        quick = (
-            (newton >= low - close)
-            & (newton <= high + close)
-            & ((newton - y).abs() <= torch.clamp(0.6 * older, min=close))
-        )
-        y, before = torch.where(quick, newton, (low + high) / 2), y
-        last, older = (y - before).abs(), last
-        if (last <= close).all():
-            break
-    return torch.where(t == r, x, y)
-
-# %% ../nbs/lessons/01_noise.ipynb #117d9e30
-def _with_slope(mix, y, x, t, r):
-    "y itself, with the derivatives of the quantile map with respect to x and t: dF_r(y) = dF_t(x)."
-    z, log_density = (
-        _standardise(mix, x, t),
-        _log_pdfs(mix, y, r.detach()).logsumexp(1, keepdim=True),
-    )
-    slope = (
-        mix.weights.log().to(x) - z.detach() ** 2 / 2 - math.log(2 * math.pi) / 2 - log_density
-    ).exp()
-    return y + (slope.nan_to_num(0.0, 0.0) * (z - z.detach())).sum(1, keepdim=True)
-
-# %% ../nbs/lessons/01_noise.ipynb #04a2596e
-def _integrate(mix, x, t, r):
-    """The probability-flow ODE from (x, t) to r for vectors (B, D), float64: SciPy's DOP853 in log
-    t, on the whole batch."""
-    from scipy.integrate import solve_ivp
-
-    m, s = mix.means.to(x), mix.stds.to(x)
-    scales = torch.cat([s, torch.pdist(m)]) if (s == 0).any() else s
-    floor = 1e-5 * (
-        scales[scales > 0].min() if (scales > 0).any() else 1.0
-    )  # below it the denoiser is the end of the way
-    a, b = t.clamp(min=floor).log(), r.clamp(min=floor).log()
-
-    def slope(u, y):
-        y, now = torch.as_tensor(y, device=x.device).view_as(x), (a + u * (b - a)).exp()
-        return ((b - a) * now * mix.velocity(y, now.squeeze(1))).flatten().cpu().numpy()
-
-    y = solve_ivp(
-        slope, (0, 1), x.flatten().cpu().numpy(), method="DOP853", rtol=1e-10, atol=1e-12
-    ).y[:, -1]
-    y = torch.as_tensor(y, device=x.device).view_as(x)
-    y = torch.where(r == 0, mix.denoise(y, b.exp().squeeze(1)), y)
-    return torch.where(t == r, x, y)
-
-# %% ../nbs/lessons/01_noise.ipynb #13f3e723
-def _transport(self, x, t, r):
+# %% ../nbs/lessons/01_noise.ipynb #79575bc9
+@patch
+def transport(self: GaussianMixture, x, t, r):
     """Where the probability-flow ODE that passes (x, t) stands at level r (a number or (B,)), shape
     of x.
 
@@ -288,22 +102,31 @@ def _transport(self, x, t, r):
     without derivatives. With points (std 0), a number exactly on the divide between two of them
     goes to the lower one. ValueError for a start at t = 0 on a point, which every trajectory
     passes."""
-    _check(self, x, t)
-    wide = x.to("cpu" if x.device.type == "mps" else x.device, torch.float64)  # MPS has no float64
-    (z, t), (_, r) = _check(self, wide, t), _check(self, wide, r)
-    if ((t == 0) & (r > 0)).any() and (self.stds == 0).any():
-        raise ValueError("at t = 0 all trajectories meet in a point (std 0): start at t > 0")
-    if z.shape[1] > 1:
-        return _integrate(self, z.detach(), t.detach(), r.detach()).to(x)
-    y = _quantile_map(self, z.detach(), t.detach(), r.detach())
-    return _with_slope(self, y, z, t, r).view(x.shape).to(x)
+    return exact.transport(self, x, t, r)
 
-# %% ../nbs/lessons/01_noise.ipynb #ab4bedf5
-def _exact_map(self, x, t):
+# %% ../nbs/lessons/01_noise.ipynb #9defcc20
+@patch
+def exact_map(self: GaussianMixture, x, t):
     """Exact consistency map f*(x, t): where the probability-flow ODE that passes (x, t) ends.
 
     See `transport`."""
     return self.transport(x, t, 0.0)
 
+# %% ../nbs/lessons/01_noise.ipynb #c96fec86
+def posterior_weights(x, t, data):
+    """p_i (B, N): the probability of each of `data` (N, ...), all equally likely before, given x =
+    data[i] + t eps; x (B, ...), t (B,) or a number, above 0.
 
-GaussianMixture.transport, GaussianMixture.exact_map = _transport, _exact_map
+    Karras et al. 2022, App. B.3. ValueError where sizes, dtype or t do not fit."""
+    t, by_differences = exact.checked_set(x, t, data), "donot_use_mm_for_euclid_dist"
+    rows = x.flatten(1), data.flatten(1).to(x)
+    distance = torch.cdist(*rows, compute_mode=by_differences)  # float32 is enough at small t
+    return (-(distance / t).square() / 2).softmax(1)
+
+# %% ../nbs/lessons/01_noise.ipynb #852161e1
+def ideal_denoiser(x, t, data):
+    """Posterior mean of x0 given x = x0 + t eps when x0 is one of `data` (N, ...), all equally
+    likely; x (B, ...), t (B,) or a number, above 0.
+
+    `partial(ideal_denoiser, data=data)` is a model f(x, t). Karras et al. 2022, App. B.3."""
+    return (posterior_weights(x, t, data) @ data.flatten(1).to(x)).view_as(x)

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'WEIGHTS', 'squared', 'pseudo_huber', 'adaptive', 'slope', 'uniform', 'inverse_gap', 'inverse_t', 'snr',
-           'edm', 'beside', 'pair', 'ect_loss', 'effective_rows', 'geometric_median', 'noise_scale']
+           'edm', 'pair', 'ect_loss', 'effective_rows', 'geometric_median', 'noise_scale']
 
 # %% ../nbs/lessons/05_weighting.ipynb #a14b7e1a
 import torch
-from contextlib import contextmanager
-from .networks import answer, shared_dropout, shares_dropout
+from .branches import answer_below, at_least_float32, checked_pairs, queued, same_dice
+from .networks import answer
 
 # %% ../nbs/lessons/05_weighting.ipynb #ae248aa9
 def _sum_squares(delta):
@@ -20,7 +20,7 @@ def squared(delta, c=0.0):
     "S, the sum of squares of each row: `delta` (B, …) -> (B,). `c` is not used."
     return _sum_squares(delta)
 
-# %% ../nbs/lessons/05_weighting.ipynb #0673c339
+
 def pseudo_huber(delta, c=0.0):
     """√(S + c²) - c of each row, `delta` (B, …) -> (B,); √S at c = 0, with gradient 0 where S = 0.
 
@@ -40,7 +40,7 @@ def adaptive(delta, c=0.03, p=0.5):
 
 METRICS = dict(squared=squared, pseudo_huber=pseudo_huber, adaptive=adaptive)
 
-# %% ../nbs/lessons/05_weighting.ipynb #61f0721c
+
 def slope(metric, size, c=0.0):
     """d metric / d‖Δ‖ (B,) of rows whose difference has the norm `size` (B,): how hard each pulls.
 
@@ -81,66 +81,6 @@ def edm(t, r, sigma_data=0.5):
 
 WEIGHTS = dict(uniform=uniform, inverse_gap=inverse_gap, inverse_t=inverse_t, snr=snr, edm=edm)
 
-# %% ../nbs/lessons/05_weighting.ipynb #394f8639
-@contextmanager
-def _same_dice(model, x0, generator):
-    """Yields `replay(rows)`: after it the next pass through `model` repeats the random numbers of
-    the first."""
-    if shares_dropout(model):
-        with shared_dropout(model, generator, x0) as tape:
-            yield tape.replay
-    else:
-        device = x0.device
-        states = [(torch.get_rng_state, torch.set_rng_state)]
-        if device.type in ("cuda", "mps"):
-            backend, where = getattr(torch, device.type), [device] if device.type == "cuda" else []
-            states.append(
-                (
-                    lambda: backend.get_rng_state(*where),
-                    lambda state: backend.set_rng_state(state, *where),
-                )
-            )
-        saved = [(put, get()) for get, put in states]
-
-        def replay(rows=None):
-            for put, state in saved:
-                put(state)
-
-        yield replay
-
-# %% ../nbs/lessons/05_weighting.ipynb #65503bf4
-def beside(a, like, dtype=None):
-    """`a` on the device of `like`, of its type; what goes to a GPU from the host is queued there,
-    and nobody waits for it."""
-    if a.device.type == "cpu" and like.is_cuda:
-        return a.pin_memory().to(like.device, dtype or like.dtype, non_blocking=True)
-    return a.to(like.device, dtype or like.dtype)
-
-
-def _at_least_float32(a):
-    return a.float() if a.dtype in (torch.float16, torch.bfloat16) else a
-
-
-def _rows(kw, rows):
-    return {k: v[rows] if torch.is_tensor(v) and v.ndim else v for k, v in kw.items()}
-
-# %% ../nbs/lessons/05_weighting.ipynb #2bf4f885
-def _target(model, replay, x0, t, r, eps, kw):
-    """f(x_r, r) without gradient, and x0 itself in the rows where r = 0; `t`, `r` may lie on the
-    host, so that counting rows does not wait for the device."""
-    rows = (r > 0).nonzero().squeeze(1)
-    if len(rows) == 0:
-        return x0
-    subset = shares_dropout(model) and len(rows) < len(r)
-    r = beside(torch.where(r > 0, r, t), x0)  # a network is never asked about r = 0
-    x_r = x0 + r.reshape(-1, *[1] * (x0.ndim - 1)) * eps
-    rows = beside(rows, x0, torch.int64)
-    replay(rows if subset else None)
-    asked = (x_r[rows], r[rows], _rows(kw, rows)) if subset else (x_r, r, kw)
-    f_r = answer(model(*asked[:2], **asked[2]), asked[0], "the model")
-    f_r = _at_least_float32(f_r if subset else f_r[rows])
-    return x0.to(f_r.dtype).index_copy(0, rows, f_r)
-
 # %% ../nbs/lessons/05_weighting.ipynb #1893af0b
 def pair(model, x0, t, r, eps, generator=None, target=None, **kw):
     """The two answers (B, …) that are compared: f(x0 + t eps, t), and f(x0 + r eps, r), which is
@@ -150,15 +90,15 @@ def pair(model, x0, t, r, eps, generator=None, target=None, **kw):
     same network in the same mode with the same dropout masks (drawn with `generator`), or `target`,
     another one; where r = 0 it is x0, and no second pass is made. Other arguments (labels) go to
     both. ValueError for levels, shapes and answers that do not fit."""
-    _check(x0, t, r, eps)
-    s = beside(t, x0)
-    with _same_dice(model, x0, generator) as replay:
+    checked_pairs(x0, t, r, eps)
+    s = queued(t, x0)
+    with same_dice(model, x0, generator) as replay:
         f_t = model(x0 + s.reshape(-1, *[1] * (x0.ndim - 1)) * eps, s, **kw)
         answer(f_t, x0, "the model")
         with torch.no_grad():
             below = (model, replay) if target is None else (target, lambda rows: None)
-            f_r = _target(*below, x0, t, r, eps, kw)
-    return _at_least_float32(f_t), _at_least_float32(f_r)
+            f_r = answer_below(below[0], x0, t, r, eps, below[1], kw)
+    return at_least_float32(f_t), at_least_float32(f_r)
 
 # %% ../nbs/lessons/05_weighting.ipynb #c0de0501
 def ect_loss(
@@ -171,21 +111,7 @@ def ect_loss(
     """
     f_t, f_r = pair(model, x0, t, r, eps, generator, **kw)
     delta = f_t - f_r
-    return beside(weight(t, r), delta) * metric(delta, c)
-
-# %% ../nbs/lessons/05_weighting.ipynb #94df3a64
-def _check(x0, t, r, eps):
-    if eps.shape != x0.shape:
-        raise ValueError(
-            f"eps has shape {tuple(eps.shape)} and x0 {tuple(x0.shape)}: they must be equal"
-        )
-    if t.shape != (len(x0),) or r.shape != (len(x0),):
-        raise ValueError(
-            f"t and r must have shape ({len(x0)},), one noise level per row, not {tuple(t.shape)}"
-            f" and {tuple(r.shape)}"
-        )
-    if t.device.type == r.device.type == "cpu" and not bool(((r >= 0) & (r <= t)).all()):
-        raise ValueError("every row needs 0 <= r <= t: are t and r swapped?")
+    return queued(weight(t, r), delta) * metric(delta, c)
 
 # %% ../nbs/lessons/05_weighting.ipynb #603ba3cf
 def effective_rows(sizes):

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['FAMILY', 'NCSNPP', 'PositionalEmbedding', 'Dropout', 'shared_dropout', 'place_dropout', 'shares_dropout', 'answer',
-           'one_hot', 'classes_of', 'dtype_of', 'inside', 'MLP', 'Linear', 'GroupNorm', 'Conv2d', 'Block', 'UNet',
-           'edm_cifar10', 'FourierEmbedding', 'Classifier']
+           'one_hot', 'classes_of', 'dtype_of', 'inside', 'whole_weights', 'MLP', 'Linear', 'GroupNorm', 'Conv2d',
+           'Block', 'UNet', 'edm_cifar10', 'FourierEmbedding', 'Classifier']
 
 # %% ../nbs/inside/networks.ipynb #d9a00dab
 import math
 import torch
 import torch.nn.functional as F
 from contextlib import contextmanager
+from fastcore.basics import patch
 from functools import partial
 from torch import nn
 
@@ -39,11 +40,9 @@ class Dropout(nn.Module):
 
     def __init__(self, p=0.0):
         super().__init__()
-        self.p, self.keep, self.place = (
-            p,
-            None,
-            None,
-        )  # keep: the mask of the coming pass, or what draws it; place: see `place_dropout`
+        self.p = p
+        self.keep = None  # the mask of the coming pass, or what draws it
+        self.place = None  # see `place_dropout`
 
     def forward(self, x):
         if not self.training or self.p == 0:
@@ -66,14 +65,8 @@ class _Tape:
             layer.keep = partial(self.draw, layer)
 
     def draw(self, layer, like, shape=None):
-        keep = (
-            torch.rand(
-                like.shape if shape is None else (len(like), *shape),
-                device=like.device,
-                generator=self.generator,
-            )
-            >= layer.p
-        )
+        shape = like.shape if shape is None else (len(like), *shape)
+        keep = torch.rand(shape, device=like.device, generator=self.generator) >= layer.p
         self.masks.append((layer, keep))
         return keep
 
@@ -85,7 +78,7 @@ class _Tape:
         for layer, masks in kept.items():
             layer.keep = masks[0] if len(masks) == 1 else partial(_turn, iter(masks))
 
-# %% ../nbs/inside/networks.ipynb #9ddb2688
+
 def _turn(masks, x):
     return next(masks)
 
@@ -97,19 +90,13 @@ def shared_dropout(model, generator=None, batch=None):
 
     If `place_dropout` has been here, the masks for the rows of `batch` are drawn at once, and the
     pass itself rolls no dice: the same masks as without."""
-    layers = (
-        [m for m in model.modules() if isinstance(m, Dropout)]
-        if isinstance(model, nn.Module)
-        else []
-    )
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    layers = [m for m in modules if isinstance(m, Dropout)]
     tape = _Tape(layers, generator)
-    placed = (
-        sorted((m for m in layers if m.place and m.training), key=lambda m: m.place[0])
-        if batch is not None
-        else []
-    )
-    for layer in placed:
-        layer.keep = tape.draw(layer, batch, layer.place[1])
+    if batch is not None:
+        placed = [m for m in layers if m.place and m.training]
+        for layer in sorted(placed, key=lambda m: m.place[0]):
+            layer.keep = tape.draw(layer, batch, layer.place[1])
     try:
         yield tape
     finally:
@@ -213,6 +200,18 @@ def inside(model):
         else:
             return model
 
+# %% ../nbs/inside/networks.ipynb #f8662ed7
+def whole_weights(model):
+    "ValueError if a weight of `model` is NaN or infinite: its pictures would be black."
+    if not isinstance(model, nn.Module):
+        return
+    for name, p in model.named_parameters():
+        if not p.isfinite().all():
+            raise ValueError(
+                f"the weight {name} of this model holds NaN or infinity: "
+                "its training diverged, or its file is damaged; take an earlier snapshot"
+            )
+
 # %% ../nbs/inside/networks.ipynb #cb0171a9
 class MLP(nn.Module):
     "A multilayer perceptron for data `x` (B, `dim`) with noise condition `c` (B,)."
@@ -282,13 +281,8 @@ class Conv2d(nn.Module):
         self, cin, cout, kernel, up=False, down=False, gain=1.0, resample=(1, 1), late=False
     ):
         super().__init__()
-        self.up, self.down, self.late, self.box, self.reach = (
-            up,
-            down,
-            late,
-            len(resample) == 2,
-            len(resample) // 2 - 1,
-        )
+        self.up, self.down, self.late = up, down, late
+        self.box, self.reach = len(resample) == 2, len(resample) // 2 - 1
         self.weight = _init((cout, cin, kernel, kernel), cin * kernel**2, cout * kernel**2, gain)
         self.bias = nn.Parameter(torch.zeros(cout))
         k = torch.tensor(resample, dtype=torch.float32)
@@ -302,24 +296,25 @@ class Conv2d(nn.Module):
         x = self.double(x) if self.up else self.halve(x, self.reach) if self.down else x
         return F.conv2d(x, self.weight, self.bias, padding=pad)
 
-    def halve(self, x, pad):
-        return (
-            F.avg_pool2d(x, 2)
-            if self.box
-            else F.conv2d(x, self._each(x), stride=2, padding=pad, groups=x.shape[1])
-        )
+# %% ../nbs/inside/networks.ipynb #d2810cd3
+@patch
+def halve(self: Conv2d, x, pad):
+    "Every second pixel of the filtered `x`."
+    if self.box:
+        return F.avg_pool2d(x, 2)
+    C = x.shape[1]
+    each = self.resample_filter.expand(C, -1, -1, -1)
+    return F.conv2d(x, each, stride=2, padding=pad, groups=C)
 
-    def double(self, x):
-        return (
-            F.interpolate(x, scale_factor=2, mode="nearest")
-            if self.box
-            else F.conv_transpose2d(
-                x, 4 * self._each(x), stride=2, padding=self.reach, groups=x.shape[1]
-            )
-        )
-
-    def _each(self, x):
-        return self.resample_filter.expand(x.shape[1], -1, -1, -1)
+# %% ../nbs/inside/networks.ipynb #e968634e
+@patch
+def double(self: Conv2d, x):
+    "Twice as many pixels, those in between by the filter."
+    if self.box:
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+    C = x.shape[1]
+    each = 4 * self.resample_filter.expand(C, -1, -1, -1)
+    return F.conv_transpose2d(x, each, stride=2, padding=self.reach, groups=C)
 
 # %% ../nbs/inside/networks.ipynb #8cdf9155
 class Block(nn.Module):
@@ -339,23 +334,17 @@ class Block(nn.Module):
         resample=(1, 1),
     ):
         super().__init__()
-        self.norm0, self.conv0 = GroupNorm(cin), Conv2d(cin, cout, 3, up, down, resample=resample)
+        sized = dict(up=up, down=down, resample=resample)
+        self.norm0, self.conv0 = GroupNorm(cin), Conv2d(cin, cout, 3, **sized)
         self.affine = Linear(emb, cout)
-        self.norm1, self.dropout, self.conv1 = (
-            GroupNorm(cout),
-            Dropout(dropout),
-            Conv2d(cout, cout, 3, gain=1e-5),
-        )
-        self.skip = (
-            Conv2d(cin, cout, 1, up, down, resample=resample) if cin != cout or up or down else None
-        )
+        self.norm1, self.dropout = GroupNorm(cout), Dropout(dropout)
+        self.conv1 = Conv2d(cout, cout, 3, gain=1e-5)
+        self.skip = Conv2d(cin, cout, 1, **sized) if cin != cout or up or down else None
         self.heads = heads if attention else 0
         if attention:
-            self.norm2, self.qkv, self.proj = (
-                GroupNorm(cout),
-                Conv2d(cout, 3 * cout, 1, gain=math.sqrt(0.2)),
-                Conv2d(cout, cout, 1, gain=1e-5),
-            )
+            self.norm2 = GroupNorm(cout)
+            self.qkv = Conv2d(cout, 3 * cout, 1, gain=math.sqrt(0.2))
+            self.proj = Conv2d(cout, cout, 1, gain=1e-5)
 
     def forward(self, x, emb):
         h = self.conv0(F.silu(self.norm0(x)))
@@ -364,14 +353,15 @@ class Block(nn.Module):
         x = (h + (x if self.skip is None else self.skip(x))) * math.sqrt(0.5)
         return (x + self.attend(x)) * math.sqrt(0.5) if self.heads else x
 
-    def attend(self, x):
-        B, C, H, W = x.shape
-        qkv = self.qkv(self.norm2(x)).reshape(
-            B, self.heads, C // self.heads, 3, H * W
-        )  # q, k, v are interleaved
-        q, k, v = (a.transpose(-1, -2) for a in qkv.unbind(3))
-        a = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(a.transpose(-1, -2).reshape(B, C, H, W))
+# %% ../nbs/inside/networks.ipynb #b29e84d1
+@patch
+def attend(self: Block, x):
+    "Attention of every pixel of `x` to every other; queries, keys and values are interleaved."
+    B, C, H, W = x.shape
+    qkv = self.qkv(self.norm2(x)).reshape(B, self.heads, C // self.heads, 3, H * W)
+    q, k, v = (a.transpose(-1, -2) for a in qkv.unbind(3))
+    a = F.scaled_dot_product_attention(q, k, v)
+    return self.proj(a.transpose(-1, -2).reshape(B, C, H, W))
 
 # %% ../nbs/inside/networks.ipynb #2c4afae8
 def _encoder(c, io, sizes, num_blocks, residual, **kw):
@@ -381,14 +371,14 @@ def _encoder(c, io, sizes, num_blocks, residual, **kw):
     each level again."""
     parts, skips, aux = nn.ModuleDict(), [], io
     for i, (res, cout) in enumerate(sizes):
-        parts[f"{res}x{res}_down" if i else f"{res}x{res}_conv"] = (
-            _block(c, c, down=True, **kw) if i else Conv2d(io, c, 3)
-        )
+        if i == 0:
+            parts[f"{res}x{res}_conv"] = Conv2d(io, c, 3)
+        else:
+            parts[f"{res}x{res}_down"] = _block(c, c, down=True, **kw)
         if i and residual:
-            parts[f"{res}x{res}_aux_residual"], aux = (
-                Conv2d(aux, c, 3, down=True, resample=kw["resample"], late=True),
-                c,
-            )
+            halved = dict(down=True, resample=kw["resample"], late=True)
+            parts[f"{res}x{res}_aux_residual"] = Conv2d(aux, c, 3, **halved)
+            aux = c
         skips.append(c)
         for j in range(num_blocks):
             parts[f"{res}x{res}_block{j}"] = _block(c, cout, here=res, **kw)
@@ -398,28 +388,20 @@ def _encoder(c, io, sizes, num_blocks, residual, **kw):
 
 # %% ../nbs/inside/networks.ipynb #73c10c18
 def _decoder(skips, io, sizes, num_blocks, **kw):
+    "The parts of the decoder, which takes what the encoder hands it, the last first."
     parts, c = nn.ModuleDict(), sizes[-1][1]
     for i, (res, cout) in reversed(list(enumerate(sizes))):
         if i < len(sizes) - 1:
             parts[f"{res}x{res}_up"] = _block(c, c, up=True, **kw)
         else:
-            parts.update(
-                {
-                    f"{res}x{res}_in0": _block(c, c, here="in", **kw),
-                    f"{res}x{res}_in1": _block(c, c, **kw),
-                }
-            )
+            parts[f"{res}x{res}_in0"] = _block(c, c, here="in", **kw)
+            parts[f"{res}x{res}_in1"] = _block(c, c, **kw)
         for j in range(num_blocks + 1):
-            parts[f"{res}x{res}_block{j}"] = _block(
-                c + skips.pop(), cout, here=res if j == num_blocks else None, **kw
-            )
+            here = res if j == num_blocks else None
+            parts[f"{res}x{res}_block{j}"] = _block(c + skips.pop(), cout, here=here, **kw)
             c = cout
-    parts.update(
-        {
-            f"{res}x{res}_aux_norm": GroupNorm(c),
-            f"{res}x{res}_aux_conv": Conv2d(c, io, 3, gain=1e-5),
-        }
-    )
+    parts[f"{res}x{res}_aux_norm"] = GroupNorm(c)
+    parts[f"{res}x{res}_aux_conv"] = Conv2d(c, io, 3, gain=1e-5)
     return parts
 
 
@@ -452,21 +434,10 @@ class UNet(nn.Module):
         label_dim=0,
         augment_dim=0,
         patch=1,
-        embedding="positional",
-        encoder="standard",
-        resample=(1, 1),
-        noise_width=1,
+        **family,
     ):
         super().__init__()
-        _whole(
-            resolution=resolution,
-            channels=channels,
-            model_channels=model_channels,
-            channel_mult=list(channel_mult),
-            num_blocks=num_blocks,
-            patch=patch,
-        )
-        self.config = dict(
+        self.config = _settled(
             resolution=resolution,
             channels=channels,
             model_channels=model_channels,
@@ -477,69 +448,81 @@ class UNet(nn.Module):
             label_dim=label_dim,
             augment_dim=augment_dim,
             patch=patch,
+            **_family(**family),
         )
-        self.config |= _family(
-            embedding=embedding, encoder=encoder, resample=list(resample), noise_width=noise_width
-        )
-        if resolution % (patch * 2 ** (len(channel_mult) - 1)):
-            raise ValueError(
-                f"pictures of {resolution} pixels cannot be folded by {patch} and halved"
-                f" {len(channel_mult) - 1} times: choose another patch or fewer levels"
-            )
         self.patch, self.body = patch, torch.float32
-        _embedding(
-            self,
-            model_channels * noise_width,
-            4 * model_channels,
-            embedding,
-            label_dim,
-            augment_dim,
-        )
-        sizes = [(resolution // patch >> i, model_channels * m) for i, m in enumerate(channel_mult)]
-        kw = dict(
-            io=channels * patch**2,
-            sizes=sizes,
-            num_blocks=num_blocks,
-            attention=attention,
-            emb=4 * model_channels,
-            dropout=dropout,
-            resample=tuple(resample),
-        )
-        self.enc, skips = _encoder(model_channels, residual=encoder == "residual", **kw)
-        self.dec = _decoder(skips, **kw)
+        _build(self)
 
-    def forward(self, x, c, labels=None, augment=None):
-        _takes(self.config, x)
-        with torch.autocast(x.device.type, enabled=False):
-            emb = _embed(self, c, labels, augment)
-        with torch.autocast(x.device.type, dtype=self.body, enabled=self.body != torch.float32):
-            return _body(self, x, emb)
+# %% ../nbs/inside/networks.ipynb #298e35d3
+@patch
+def forward(self: UNet, x, c, labels=None, augment=None):
+    _takes(self.config, x)
+    with torch.autocast(x.device.type, enabled=False):
+        emb = _embed(self, c, labels, augment)
+    with torch.autocast(x.device.type, dtype=self.body, enabled=self.body != torch.float32):
+        return _body(self, x, emb)
 
 # %% ../nbs/inside/networks.ipynb #e3481960
-FAMILY = dict(
+FAMILY = dict(  # DDPM++ first
     embedding=("positional", "fourier"),
     encoder=("standard", "residual"),
     resample=([1, 1], [1, 3, 3, 1]),
     noise_width=(1, 2),
-)  # DDPM++ first
+)
 
 
-def _family(**kw):
-    "What of `kw` is not DDPM++, checked."
-    for key, value in kw.items():
+def _family(**given):
+    "What of `given` is not DDPM++. ValueError for what the family does not have."
+    if unknown := given.keys() - FAMILY.keys():
+        raise TypeError(f"UNet has no setting {min(unknown)!r}")
+    found = {}
+    for key, value in given.items():
+        value = list(value) if isinstance(value, tuple) else value
         if value not in FAMILY[key]:
-            raise ValueError(
-                f"{key}={value!r} is not of this family: choose"
-                f" {' or '.join(map(repr, FAMILY[key]))}"
-            )
-    return {key: value for key, value in kw.items() if value != FAMILY[key][0]}
+            choices = " or ".join(map(repr, FAMILY[key]))
+            raise ValueError(f"{key}={value!r} is not of this family: choose {choices}")
+        if value != FAMILY[key][0]:
+            found[key] = value
+    return found
+
+# %% ../nbs/inside/networks.ipynb #6adf07bc
+def _settled(**config):
+    "`config` if a network can be made of it; else ValueError."
+    counts = ("resolution", "channels", "model_channels", "channel_mult", "num_blocks", "patch")
+    _whole(**{k: config[k] for k in counts})
+    halvings = len(config["channel_mult"]) - 1
+    if config["resolution"] % (config["patch"] << halvings):
+        raise ValueError(
+            f"pictures of {config['resolution']} pixels cannot be folded by {config['patch']} and"
+            f" halved {halvings} times: choose another patch or fewer levels"
+        )
+    return config
+
+# %% ../nbs/inside/networks.ipynb #2f6f8bab
+def _build(net):
+    "The layers of `net`, as its `config` says."
+    c = {key: options[0] for key, options in FAMILY.items()} | net.config
+    width, side = c["model_channels"], c["resolution"] // c["patch"]
+    _embedding(net, width * c["noise_width"], 4 * width, c)
+    kw = dict(
+        io=c["channels"] * c["patch"] ** 2,
+        sizes=[(side >> i, width * m) for i, m in enumerate(c["channel_mult"])],
+        num_blocks=c["num_blocks"],
+        attention=c["attention"],
+        emb=4 * width,
+        dropout=c["dropout"],
+        resample=tuple(c["resample"]),
+    )
+    net.enc, skips = _encoder(width, residual=c["encoder"] == "residual", **kw)
+    net.dec = _decoder(skips, **kw)
 
 # %% ../nbs/inside/networks.ipynb #daf3392f
-def _embedding(net, width, emb, kind, label_dim, augment_dim):
-    "The layers that turn the noise level, labels and augmentation into one vector."
-    net.map_noise = FourierEmbedding(width) if kind == "fourier" else PositionalEmbedding(width)
-    net.map_label = Linear(label_dim, width) if label_dim else None
-    net.map_augment = Linear(augment_dim, width, bias=False) if augment_dim else None
+def _embedding(net, width, emb, c):
+    "The layers that turn the noise level, labels and augmentation into one vector (B, `emb`)."
+    fourier = c["embedding"] == "fourier"
+    net.map_noise = FourierEmbedding(width) if fourier else PositionalEmbedding(width)
+    net.map_label = Linear(c["label_dim"], width) if c["label_dim"] else None
+    net.map_augment = Linear(c["augment_dim"], width, bias=False) if c["augment_dim"] else None
     net.map_layer0, net.map_layer1 = Linear(width, emb), Linear(emb, emb)
 
 # %% ../nbs/inside/networks.ipynb #fabfde4c
@@ -570,6 +553,7 @@ def _takes(config, x):
 
 # %% ../nbs/inside/networks.ipynb #7df1c1a1
 def _body(net, x, emb):
+    "The picture `x` down the encoder and up the decoder, told `emb`."
     h = aux = F.pixel_unshuffle(x, net.patch)
     skips = []
     for name, part in net.enc.items():
@@ -580,32 +564,15 @@ def _body(net, x, emb):
     for name, part in net.dec.items():
         if "_block" in name:
             h = torch.cat([h, skips.pop()], dim=1)
-        h = (
-            part(h, emb)
-            if isinstance(part, Block)
-            else F.silu(part(h))
-            if isinstance(part, nn.GroupNorm)
-            else part(h)
-        )
+        h = part(h, emb) if isinstance(part, Block) else part(h)
+        h = F.silu(h) if isinstance(part, nn.GroupNorm) else h
     return F.pixel_shuffle(h, net.patch)
 
 # %% ../nbs/inside/networks.ipynb #1f318a4d
 def edm_cifar10(**kw):
     """The unconditional CIFAR-10 network of EDM and ECT: `UNet` with its default arguments, 55.7
     million parameters; `label_dim=10`, `augment_dim=9`, `dropout=0.2` as wanted."""
-    return UNet(
-        **(
-            dict(
-                resolution=32,
-                channels=3,
-                model_channels=128,
-                channel_mult=(2, 2, 2),
-                num_blocks=4,
-                attention=(16,),
-            )
-            | kw
-        )
-    )
+    return UNet(**kw)
 
 # %% ../nbs/inside/networks.ipynb #24bcae03
 class FourierEmbedding(nn.Module):
@@ -632,19 +599,14 @@ class Classifier(nn.Module):
     def __init__(self, channels=1, classes=10, width=64):
         super().__init__()
         self.config = dict(channels=channels, classes=classes, width=width)
-        block = lambda a, b: [
-            nn.Conv2d(a, b, 3, padding=1, bias=False),
-            nn.BatchNorm2d(b),
-            nn.ReLU(),
-        ]
         self.convs = nn.Sequential(
-            *block(channels, 32),
-            *block(32, 32),
+            *_conv(channels, 32),
+            *_conv(32, 32),
             nn.MaxPool2d(2),
-            *block(32, 64),
-            *block(64, 64),
+            *_conv(32, 64),
+            *_conv(64, 64),
             nn.MaxPool2d(2),
-            *block(64, 128),
+            *_conv(64, 128),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )
@@ -655,3 +617,7 @@ class Classifier(nn.Module):
 
     def forward(self, x):
         return self.head(F.relu(self.features(x)))
+
+
+def _conv(a, b):
+    return nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()

@@ -13,6 +13,7 @@ import torch
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from . import losses
+from .branches import queued
 from .schedules import LogNormal, SigmoidMapping
 from fastcore.basics import patch
 from functools import partial
@@ -114,7 +115,7 @@ class Comparison(Objective):
         f_t, f_r = self.pair(model, x0, t, r, eps, generator, **kw)
         weight, metric = self.functions(model)
         delta = f_t - f_r
-        return losses.beside(weight(t, r), delta) * metric(delta)
+        return queued(weight(t, r), delta) * metric(delta)
 
 # %% ../nbs/inside/objectives.ipynb #0b1ec705
 @patch

@@ -1,7 +1,11 @@
+import ast
 import math
 import numpy as np
 import pytest
+import subprocess
+import sys
 import torch
+from ect_nb import exact
 from ect_nb.analytic import GaussianMixture, ideal_denoiser, posterior_weights
 from functools import partial
 from scipy import stats
@@ -326,3 +330,32 @@ def test_posterior_weights():
     assert torch.allclose(torch.einsum("bn,n...->b...", found, data), ideal_denoiser(x, t, data))
     with pytest.raises(ValueError, match="must agree"):
         posterior_weights(x[:, :, :2], 1.0, data)
+
+
+def test_help_tells_the_truth_about_every_method():
+    methods = "sample parts log_prob denoise score velocity log_cdf cdf transport exact_map".split()
+    for name in methods:
+        method = getattr(GaussianMixture, name)
+        assert method.__name__ == name and method.__doc__
+        assert method.__qualname__ == f"GaussianMixture.{name}"
+    with pytest.raises(TypeError, match=r"GaussianMixture\.log_prob\(\) missing"):
+        GaussianMixture([0.0], [1.0]).log_prob()
+
+
+def test_transport_of_the_page_and_of_the_class_are_one():
+    mix = GaussianMixture(*MIXTURES["bumps"])
+    x = torch.linspace(-3, 3, 50)
+    assert torch.equal(exact.transport(mix, x, 2.0, 0.5), mix.transport(x, 2.0, 0.5))
+    with pytest.raises(ValueError, match="no density at t = 0"):
+        exact.variances(GaussianMixture([0.0, 1.0], [0.0, 1.0]), torch.zeros(3, 1))
+
+
+def test_a_picture_loads_the_pictures_and_a_mixture_its_numerics():
+    loads = "import sys; print(sorted(m for m in sys.modules if m.startswith('ect_nb')))"
+    for line, most in (
+        ("from ect_nb.show.pictures import COLORS", {"ect_nb", "show", "pictures"}),
+        ("from ect_nb.analytic import GaussianMixture", {"ect_nb", "analytic", "exact"}),
+    ):
+        command = [sys.executable, "-c", f"{line}; {loads}"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert {name.split(".")[-1] for name in ast.literal_eval(found)} == most

@@ -14,11 +14,13 @@ import sys
 import time
 import torch
 from dataclasses import replace
+from ect_nb import commands
+from ect_nb.commands import in_shell, main
 from ect_nb.diffusion import Precond
-from ect_nb.io import data, pickles, weights
+from ect_nb.io import data, files, pickles, weights
 from ect_nb.networks import MLP, Classifier, UNet
 from ect_nb.training import loop, recipes, runs
-from ect_nb.training.recipes import PRESETS, in_shell, main
+from ect_nb.training.recipes import PRESETS
 from ect_nb.training.runs import RunFolder
 from pathlib import Path
 from PIL import Image
@@ -144,8 +146,8 @@ import json, os, sys
 sys.path.insert(0, os.path.join(os.getcwd(), "tests"))
 import test_commands
 import torch
-from ect_nb.training import recipes
-recipes.PRESETS.update(test_commands.tiny_presets())
+from ect_nb import commands
+commands.PRESETS.update(test_commands.tiny_presets())
 torch.optim.RAdam([torch.zeros(1, requires_grad=True)])  # what torch loads late is loaded once
 for line in sys.stdin:
     child = os.fork()
@@ -153,7 +155,7 @@ for line in sys.stdin:
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(null, stream)
-        os._exit(recipes.main(json.loads(line)))
+        os._exit(commands.main(json.loads(line)))
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -223,7 +225,7 @@ def texts():
     "(where, text) of all that a reader sees: pages, README, and what their cells print."
     yield "README.md", (ROOT / "README.md").read_text()
     yield "data/README.md", (ROOT / "data" / "README.md").read_text()
-    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+    for path in sorted((ROOT / "nbs").rglob("[!.]*.ipynb")):
         for cell in json.loads(path.read_text())["cells"]:
             shown = "\n".join(
                 "".join(o.get("text", o.get("data", {}).get("text/plain", "")))
@@ -263,9 +265,9 @@ def carried_out(words, home, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ECT_NB_DATA", str(home))
     if not (tmp_path / "data").exists():
         (tmp_path / "data").symlink_to(ROOT / "data")
-    a, more = recipes._arguments().parse_args(words), []
+    a, more = commands.parser().parse_args(words), []
     if a.command == "run":
-        recipes._asked(a)  # as printed, its settings make a recipe
+        commands.asked(a)  # as printed, its settings make a recipe
         pictures = home / ("classes" if PRESETS[a.preset].label_dim else "colour")
         own = {s.partition("=")[0] for s in a.set}
         small = [
@@ -286,7 +288,7 @@ def test_the_pages_print_commands():
     names = {words[0] for _, words in printed()}
     assert {"run", "sample", "teacher"} <= names and {where for where, _ in printed()} >= {
         "README.md",
-        "12_cifar10.ipynb",
+        "cifar10.ipynb",
     }
     assert len(planned()) > 10
 
@@ -318,7 +320,7 @@ def test_a_command_that_needs_a_download_ends_in_the_sentence_that_says_how(
         code, _, err = call(capsys, "run", name, "x", "--data", home / "classes", "--device", "cpu")
         command = re.search(r"`python -m ect_nb (.*?)`", err)
         assert code == 2 and command and not (tmp_path / "x").exists()
-        assert recipes._arguments().parse_args(command[1].split()).name == PRESETS[name].teacher
+        assert commands.parser().parse_args(command[1].split()).name == PRESETS[name].teacher
     code, _, err = call(capsys, "run", "cpu", "x", "--device", "cpu")
     assert code == 2 and "CIFAR-10 was not found" in err and "--root" in err and "load(" not in err
 
@@ -336,7 +338,7 @@ def test_the_sample_of_the_pages_is_one_that_the_run_of_the_pages_writes():
     runs_of = {w[2]: w for _, w in printed() if w[0] == "run"}
     for where, words in printed():
         if words[0] == "sample" and "kimg-" in words[1]:
-            a = recipes._arguments().parse_args(runs_of[words[1].partition("/snapshots/")[0]])
+            a = commands.parser().parse_args(runs_of[words[1].partition("/snapshots/")[0]])
             c = list(PRESETS[a.preset].phases.values())[-1]
             steps = -(-c.kimg * 1000 // c.batch)
             assert Path(words[1]).stem == f"kimg-{int(steps * c.batch // 1000):06d}", where
@@ -619,7 +621,7 @@ def test_a_full_disk_and_a_second_copy_of_the_command_are_said(
     def full(path, content):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(weights, "write_atomically", full)
+    monkeypatch.setattr(files, "write_atomically", full)
     code, _, err = call(capsys, *args)
     assert code == 2 and re.search("No space|make room", err)
     monkeypatch.undo()
@@ -656,7 +658,8 @@ def raised():
     they fill in."""
     core = [ROOT / "ect_nb" / f"{m}.py" for m in ("sampling", "diffusion", "networks", "schedules")]
     deeper = [p for d in ("training", "io") for p in (ROOT / "ect_nb" / d).glob("[!_]*.py")]
-    for path in [*core, *deeper, ROOT / "ect_nb" / "measure" / "bulk.py"]:
+    top = [ROOT / "ect_nb" / "measure" / "bulk.py", ROOT / "ect_nb" / "commands.py"]
+    for path in [*core, *deeper, *top]:
         module = path.stem
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):

@@ -293,6 +293,41 @@ def test_full_set_without_labels(tmp_path):
 # CIFAR-10
 
 
+def published(pixels, labels):
+    "A batch as cPickle wrote it in 2009: byte strings, and an array by `_reconstruct`."
+    string = lambda b: b"U" + bytes([len(b)]) + b
+    raw = pixels.tobytes()
+    shape = b"M" + struct.pack("<H", pixels.shape[0]) + b"M" + struct.pack("<H", pixels.shape[1])
+    dtype = (
+        b"cnumpy\ndtype\n" + string(b"u1") + b"K\0K\1\x87R"
+        b"(K\3" + string(b"|") + b"NNN" + 2 * b"J\xff\xff\xff\xff" + b"K\0tb"
+    )
+    return (
+        b"\x80\x02}("
+        + string(b"batch_label")
+        + string(b"training batch 1 of 5")
+        + string(b"labels")
+        + b"]("
+        + b"".join(b"K" + bytes([k]) for k in labels)
+        + b"e"
+        + string(b"data")
+        + b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85"
+        + string(b"b")
+        + b"\x87R(K\1"
+        + shape
+        + b"\x86"
+        + dtype
+        + b"\x89T"
+        + struct.pack("<I", len(raw))
+        + raw
+        + b"tb"
+        + string(b"filenames")
+        + b"]("
+        + string(b"leptodactylus_pentadactylus_s_000004.png")
+        + b"eu."
+    )
+
+
 @pytest.fixture(params=[2, 4])
 def small_cifar(request, tmp_path, monkeypatch):
     """A folder in CIFAR-10's format with three pictures a batch, in the published layout (protocol
@@ -314,23 +349,7 @@ def small_cifar(request, tmp_path, monkeypatch):
             protocol=4,
         )
         if request.param == 2:
-            string = lambda b: b"U" + bytes([len(b)]) + b
-            content = (
-                b"\x80\x02}("
-                + string(b"batch_label")
-                + string(b"3 of 3")
-                + string(b"labels")
-                + b"]("
-                + b"".join(b"K" + bytes([k]) for k in labels)
-                + b"e"
-                + string(b"data")
-                + b"cnumpy\nfrombuffer\n(T"
-                + struct.pack("<I", 9216)
-                + pixels.tobytes()
-                + b"cnumpy\nuint8\ntR"
-                + string(b"filenames")
-                + b"](K\7eu."
-            )
+            content = published(pixels, labels)
         (folder / name).write_bytes(content + bytes(500))
     for f in folder.iterdir():
         known[f.name] = (f.stat().st_size, hashlib.md5(f.read_bytes()).hexdigest())

@@ -58,7 +58,7 @@ def lesson():
     three exercises."""
     return [
         new_markdown_cell("# 04 · Schedules\n\n> which t, which r\n\n" + BADGE),
-        new_markdown_cell("**You will be able to** draw t"),
+        new_markdown_cell("**You will be able to** draw t\n\n**Time.** 9 minutes; 25 more."),
         new_code_cell("#| default_exp schedules"),
         new_code_cell("#| export\nimport torch"),
         new_code_cell("#| export\ndef half(t):\n    return t / 2"),
@@ -223,6 +223,17 @@ BAD = [
             lambda cells: cells[15].update(source=cells[15]["source"].replace("Solution", "Answer"))
         ),
     ),
+    (
+        "lessons_are_lessons",
+        "at most 15 %",
+        source(4, "#| export\n" + "\n".join(f"x{i} = {i}" for i in range(20))),
+    ),
+    ("lessons_are_lessons", "at most 15 %", source(4, "\n".join(["assert 1 + 1 == 2"] * 12))),
+    ("keeps_its_time", "does not say", source(1, "**You will be able to** draw t")),
+    ("keeps_its_time", "promises 9 minutes", source(6, "Up. " * 1000)),
+    ("keeps_its_time", "25 more", source(-2, "## Recap\n\n## Further: more\n" + "Up. " * 2000)),
+    ("keeps_its_time", "before the path ends", source(6, "## Further: up or down?")),
+    ("keeps_its_time", "about four", source(6, "Up. " * 60_000)),
     ("first_picture", "no picture", relesson(lambda cells: cells[5].update(outputs=[]))),
     (
         "first_picture",
@@ -675,8 +686,8 @@ def test_make_help_lists_every_target():
 
 
 def test_importing_the_package_is_light():
-    """All modules together load nothing but themselves, NumPy, PyTorch and the standard library,
-    and not PyTorch's compiler, which takes seconds."""
+    """All modules together load nothing but themselves, NumPy, PyTorch, fastcore (for @patch) and
+    the standard library, and not PyTorch's compiler, which takes seconds."""
     names = [f"ect_nb.{name}" for name in gates.files(ROOT)]
     code = (
         f"import sys, importlib, torch, numpy\nwas = set(sys.modules)\nfor n in {names}:"
@@ -688,6 +699,7 @@ def test_importing_the_package_is_light():
     assert set(names) <= loaded and "torch._dynamo" not in loaded
     assert {n.split(".")[0] for n in loaded} <= {
         "ect_nb",
+        "fastcore",
         "torch",
         "numpy",
     } | sys.stdlib_module_names

@@ -13,7 +13,7 @@ import torch
 import warnings
 from ect_nb import networks
 from ect_nb.diffusion import Precond
-from ect_nb.io import data, pickles, weights
+from ect_nb.io import data, files, pickles, weights
 from ect_nb.measure import atlas, features, metrics
 from PIL import EpsImagePlugin, Image
 
@@ -100,14 +100,14 @@ def test_a_picture_cut_short_or_swollen(tmp_path):
 # What is not a file
 
 READERS = dict(
-    contents=data.contents,
+    contents=files.contents,
     picture=data.read_picture,
     sheet=data.read_sheet,
     idx=data.read_idx,
     pickle=pickles.read,
     load=weights.load,
     header=weights.header,
-    digest=weights.digest,
+    digest=files.file_digest,
     moments=metrics.Moments.load,
 )
 
@@ -133,7 +133,7 @@ def test_a_file_that_is_too_large_or_changes(tmp_path, monkeypatch):
     with open(path, "wb") as f:
         f.truncate(3 << 30)  # sparse: it takes no room
     for reader in (
-        lambda p: data.contents(p, 1000),
+        lambda p: files.contents(p, 1000),
         pickles.read,
         data.read_idx,
         data.read_picture,
@@ -146,14 +146,14 @@ def test_a_file_that_is_too_large_or_changes(tmp_path, monkeypatch):
         def __init__(self, s):
             self.st_mode, self.st_size = s.st_mode, s.st_size + 5
 
-    monkeypatch.setattr(data.os, "fstat", lambda n: Larger(real(n)))
-    assert "changed while it was read" in said(data.contents, path)
+    monkeypatch.setattr(files.os, "fstat", lambda n: Larger(real(n)))
+    assert "changed while it was read" in said(files.contents, path)
 
 
 def test_no_reader_maps_a_file():
     import inspect
 
-    for module in (data, pickles, weights, metrics, atlas):
+    for module in (files, data, pickles, weights, metrics, atlas):
         source = inspect.getsource(module)
         assert "mmap" not in source and "safe_open" not in source and "load_file" not in source
 
@@ -162,60 +162,51 @@ def test_no_reader_maps_a_file():
 
 
 def frame(body):
-    return b"\x80\x04" + body + b"."
+    "All that `body` leaves on the stack as one tuple; no instruction here is refused for its name."
+    return b"\x80\x04(" + body + b"t."
 
 
 def bomb(kind, n=100_000):
     "A pickle of n instructions or so whose work would be n times n."
     rec = b"ctorch.nn.modules.container\nModuleDict\n"
     names = b"}q\x00(" + b"".join(b"\x8c\x06" + b"%06d" % i + b"N" for i in range(n)) + b"u"
-    loops = {
-        "build": names + b"0" + rec + b")R" + b"h\x00b" * n,
-        "arguments": (
-            b"("
+    make = b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n"
+    word = lambda s: b"X" + struct.pack("<I", len(s)) + s
+    class_ = word(b"type") + word(b"class") + word(b"class_name") + word(b"a")
+    longs = [((2**61 - 1) * i).to_bytes(10, "little") for i in range(1, 50_000)]
+    pairs = [b"J" + struct.pack("<i", i) + b"J" + struct.pack("<i", -i) + b"\x86" for i in range(n)]
+    return frame(
+        {
+            "build": names + rec + b")R" + b"h\x00b" * n,
+            "arguments": b"("
             + b"N" * n
             + b"tq\x00"
-            + (
-                rec.replace(
-                    b"ctorch.nn.modules.container\nModuleDict", b"ctorch._utils\n_rebuild_parameter"
-                )
-                + b"h\x00R0"
-            )
-            * n
-            + b"N"
-        ),
-        "persistent": (
-            names
-            + b"0"
-            + b"".join(
-                b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n}(X\x05\x00\x00\x00state"
-                b"h\x00X\x04\x00\x00\x00typeX\x05\x00\x00\x00classX\x0a\x00\x00\x00class_nameX\x01\x00\x00\x00au\x85R0"
-                for _ in range(n // 20)
-            )
-            + b"N"
-        ),
-        "keys": (
-            b"}("
-            + b"".join(
-                b"\x8a\x0a" + ((2**61 - 1) * i).to_bytes(10, "little") + b"N"
-                for i in range(1, 50_000)
-            )
-            + b"u"
-        ),
-    }
-    return frame(loops[kind])
+            + b"ctorch._utils\n_rebuild_parameter\nh\x00R" * n,
+            "persistent": names
+            + (make + b"}(" + word(b"state") + b"h\x00" + class_ + b"u\x85R") * (n // 20),
+            "keys": b"}(" + b"".join(b"\x8a\x0a" + k + b"N" for k in longs) + b"u",
+            "pairs as keys": b"}(" + b"".join(p + b"N" for p in pairs) + b"u",
+            "a set of them": b"\x8f(" + b"".join(b"\x8a\x0a" + k for k in longs) + b"\x90",
+        }[kind]
+    )
 
 
-@pytest.mark.parametrize("kind", ["build", "arguments", "persistent", "keys"])
-def test_bombs_in_pickles_are_refused_in_bounded_work(tmp_path, kind):
+HARMLESS = {"build", "persistent"}  # what was written once is referred to, never copied
+
+
+BOMBS = ["build", "arguments", "persistent", "keys", "pairs as keys", "a set of them"]
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_bombs_in_pickles_end_in_bounded_work(tmp_path, kind):
     path = tmp_path / "m.pkl"
     path.write_bytes(bomb(kind))
     code = f"""
         import resource, sys
         from ect_nb.io import pickles
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        resource.setrlimit(resource.RLIMIT_CPU, (120, 120))
-        try: pickles.read({str(path)!r})
+        resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+        try: print("read", len(pickles.read({str(path)!r})))
         except ValueError as e: print(e)
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)"""
     out = subprocess.run(
@@ -223,7 +214,7 @@ def test_bombs_in_pickles_are_refused_in_bounded_work(tmp_path, kind):
     )
     assert out.returncode == 0, out.stderr[-500:]
     sentence, grown = out.stdout.strip().split("\n")
-    assert "refused" in sentence and int(grown) < 300, out.stdout
+    assert ("read" if kind in HARMLESS else "refused") in sentence and int(grown) < 300, out.stdout
 
 
 def test_tables_named_again_and_again_are_bounded():
@@ -470,7 +461,8 @@ def test_the_way_back_needs_no_file(monkeypatch, tmp_path):
         features.data, "find", lambda *a: (_ for _ in ()).throw(FileNotFoundError("no data"))
     )
     features.small_features.cache_clear()
-    monkeypatch.setitem(sys.modules, "cleanfid", None)
+    for name in ["cleanfid", *(m for m in sys.modules if m.startswith("cleanfid."))]:
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delenv("ECT_NB_INCEPTION", raising=False)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     for shape in ((1, 28, 28), (3, 32, 32)):

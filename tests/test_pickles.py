@@ -245,6 +245,49 @@ def test_nothing_but_a_record_has_attributes(build, tmp_path):
     refused(tmp_path / "m.pkl", "changes something other than a module")
 
 
+def held():
+    "Pickles, without their ends, that leave each kind of thing in the unpickler's hands."
+    yield from ((f"the name {m}.{n}", b"\x80\x04" + stack_global(m, n)) for m, n in pickles.ALLOWED)
+    yield "a storage", stored(legacy(300))
+    yield "a tensor", shaped(0, (3,), (1,))[:-1]
+    yield "a kind of number", b"\x80\x04" + stack_global("numpy", "dtype") + text("f8") + b"\x85R"
+    yield (
+        "a record",
+        b"\x80\x04" + stack_global("torch.nn.modules.container", "ModuleDict") + b")\x81",
+    )
+
+
+CHANGES = {
+    "an attribute": b"}" + text("make") + b"Nsb",
+    "a slot": b"N}" + text("__defaults__") + b")s\x86b",
+    "the first item": b"K\x00Ns",
+    "an item by name": text("tensor") + b"Ns",
+    "some items": b"(K\x00NK\x01Nu",
+    "one more": b"Na",
+    "some more": b"(NNe",
+    "one of a set": b"(K\x01\x90",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_nothing_that_the_unpickler_holds_can_be_set_or_filled(change, tmp_path):
+    path, before = (
+        tmp_path / "m.pkl",
+        [vars(c).copy() for c in vars(pickles).values() if is_ours(c)],
+    )
+    for what, begun in held():
+        path.write_bytes(begun + CHANGES[change] + b".")
+        if what == "a record" and change == "an attribute":
+            assert pickles.read(path).state == dict(make=None)
+        else:
+            refused(path)
+    assert before == [vars(c) for c in vars(pickles).values() if is_ours(c)]
+
+
+def is_ours(thing):
+    return getattr(thing, "__module__", "") == pickles.__name__ and hasattr(thing, "__dict__")
+
+
 @pytest.mark.parametrize("module, name", list(pickles.ALLOWED))
 def test_the_table_is_exact(module, name, tmp_path):
     path = tmp_path / "m.pkl"
@@ -340,6 +383,11 @@ HUGE = {
         + b"t."
     ),
     "too many instructions": b"\x80\x04(" + b"N" * (pickles.MAX_STEPS + 5) + b"t.",
+    "a memo of sixteen million places": b"\x80\x04Nr\xff\xff\xff\x00.",
+    "a memo of two billion places, put and no more": b"\x80\x04Nr\xff\xff\xff\x7f.",
+    "a frame of an exabyte": b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"N.",
+    "bytes of two gigabytes that are not there": b"\x80\x04B" + struct.pack("<I", 2**31 - 1) + b".",
+    "a storage with the numbers of two": stored(legacy(300) + legacy(300)[-1208:]) + b".",
     "marks without end": b"\x80\x04" + b"(" * 400_000 + b".",
     "no mark": b"\x80\x04" + b"N" * 400_000 + b"t.",
 }
@@ -370,7 +418,7 @@ def test_numbers_within_their_storage_are_read_as_shaped(tmp_path):
         ((0, (0, 5), (5, 1)), torch.zeros(0, 5)),
     ):
         path.write_bytes(shaped(*args))
-        assert torch.equal(pickles.read(path), want)
+        assert torch.equal(pickles.read(path).tensor, want)
 
 
 def test_deep_and_tangled_data_end_in_a_sentence_or_in_data(tmp_path):
@@ -500,7 +548,7 @@ def test_kinds_of_numbers_and_tables_are_kept(tmp_path):
     )
     (tmp_path / "m.pkl").write_bytes(pickle.dumps(value, 4))
     found = pickles.read(tmp_path / "m.pkl")
-    tensors = {k: (found.pop(k), value.pop(k)) for k in "hij"}
+    tensors = {k: (found.pop(k).tensor, value.pop(k)) for k in "hij"}
     assert found == value and all(
         torch.equal(a, b) and a.dtype == b.dtype for a, b in tensors.values()
     )
@@ -564,7 +612,7 @@ def old_archive(path):
         (lambda p: p.write_bytes(b"\xef\xbb\xbf\n <html>"), ["web page"]),
         (archive, ["zip archive", "torch.save"]),
         (old_archive, ["torch.save"]),
-        (lambda p: save_file(dict(a=torch.ones(2)), p), ["safetensors", "checkpoints.load"]),
+        (lambda p: save_file(dict(a=torch.ones(2)), p), ["safetensors", "weights.load"]),
         (lambda p: p.write_text("hello"), ["not a pickle"]),
         (
             lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\n"),

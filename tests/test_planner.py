@@ -288,11 +288,11 @@ def test_the_hours_are_those_that_were_asked(atlas, hours, said):
 def test_every_command_is_one_that_recipes_take(kimg, device):
     """The shell's own parser reads it, and a scaled run is as long as the budget;
     tests/test_commands.py runs it."""
-    from ect_nb.training.recipes import PRESETS, _arguments, _settings, scaled
+    from ect_nb.commands import asked, parser
 
     for words, command in preset("cifar10", kimg, device):
-        a = _arguments().parse_args(command.removeprefix("python -m ect_nb ").split())
-        p = scaled(PRESETS[a.preset], a.scale, **_settings(a.set))
+        a = parser().parse_args(command.removeprefix("python -m ect_nb ").split())
+        p, _ = asked(a)
         c = list(p.phases.values())[-1]
         assert words.split(",")[0] == a.preset
         if a.preset.startswith("iterations"):

@@ -9,13 +9,13 @@ import sys
 import time
 import torch
 from dataclasses import replace
+from ect_nb import commands
 from ect_nb.diffusion import Precond
 from ect_nb.io import pickles, weights
 from ect_nb.io.data import Pictures
 from ect_nb.networks import UNet
 from ect_nb.objectives import ECT
 from ect_nb.schedules import Stages
-from ect_nb.training import recipes
 from ect_nb.training.config import Config
 from ect_nb.training.recipes import (
     BUDGETS,
@@ -425,7 +425,7 @@ def test_the_command_lists_runs_continues_and_samples(files, tmp_path):
     ],
 )
 def test_the_command_says_in_one_sentence_what_is_wrong(args, says, files, tmp_path, capsys):
-    assert recipes.main([str(a).format(tmp=tmp_path, files=files) for a in args]) == 2
+    assert commands.main([str(a).format(tmp=tmp_path, files=files) for a in args]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("ect_nb: ") and re.search(says, said) and len(said) < 500
 

@@ -11,6 +11,7 @@ import exercises
 import filecmp
 import form
 import json
+import minutes
 import re
 import readme
 import settings
@@ -25,21 +26,23 @@ from packaging.requirements import Requirement
 from pathlib import Path
 
 LAYERS = [
+    "exact io.files",
     "analytic schedules networks course.check show.pictures io.data",
-    "diffusion losses io.pickles",
+    "asking branches",
+    "diffusion losses io.pickles io.published",
     "consistency sampling objectives io.weights",
     "training.runs training.speed training.processes",
     "training.config",
     "training.loop",
-    "measure.features measure.bulk",
+    "training.recipes measure.features measure.bulk",
     "measure.metrics measure.sweeps",
-    "training.recipes measure.atlas",
+    "measure.atlas",
     "show.panels",
     "show.flow show.tuning",
     "show.tradeoff show.live",
     "show.planner",
     "show.explorer course.lesson_01 course.lesson_02 course.lesson_03 course.lesson_04"
-    " course.lesson_05 course.lesson_06 course.lesson_07",
+    " course.lesson_05 course.lesson_06 course.lesson_07 commands",
 ]  # lowest first; within a layer nobody imports a neighbour
 HEAVY = {
     "torchvision",
@@ -282,6 +285,63 @@ def theory(root):
                 )
 
 
+def machinery(nb):
+    """(words of exported code and of checks, all words) of what a student sees of a page.
+
+    A word is what stands between blanks in the source of a cell; the student's copy has no
+    solutions, and hidden cells and the name of the module are not seen. Exported cells count whole.
+    Checks are every `assert`, wherever it stands, and the cells that print what a check says."""
+    ours = everything = 0
+    for cell in exercises.student(nb)["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and minutes.HIDDEN.match(source):
+            continue
+        everything += len(source.split())
+        if cell["cell_type"] != "code":
+            continue
+        if re.match(r"#\|\s*export", source) or exercises.CHECK.search(source):
+            ours += len(source.split())
+            continue
+        asserts = [n for s in statements(source) for n in ast.walk(s) if isinstance(n, ast.Assert)]
+        ours += sum(len(ast.get_source_segment(source, n).split()) for n in asserts)
+    return ours, everything
+
+
+def lessons_are_lessons(root):
+    """in lessons exported code and checks are at most 15 % of the words that a student sees"""
+    for name, nb in notebooks(root, "lessons"):
+        ours, everything = machinery(nb)
+        if ours > 0.15 * everything:
+            yield (
+                f"{name}: {ours} of {everything} words are exported code or checks,"
+                f" {ours / everything:.0%}; move machinery to a page of nbs/inside (at most 15 %)."
+            )
+
+
+def keeps_its_time(root):
+    """lessons 00 to 07 say within a fifth how long they take, path and rest, as counted by
+    tools/minutes.py; the whole path is about four hours; what is Further comes after the path"""
+    total = 0.0
+    for name, nb in notebooks(root, "lessons"):
+        if not re.match(r"0[0-7]_", Path(name).name):
+            continue
+        found, said = minutes.minutes(nb), minutes.promised(nb)
+        total += found[0]
+        if said is None:
+            yield f"{name} does not say '**Time.** N minutes ...; M more ...': add it."
+        elif any(abs(a - b) > 0.2 * max(a, b, 10) for a, b in zip(found, said)):
+            yield (
+                f"{name} promises {said[0]} minutes and {said[1]} more, and takes"
+                f" {found[0]:.0f} and {found[1]:.0f} by tools/minutes.py: say so, or cut."
+            )
+        heads = [s.title for s in minutes.sections(nb) if s.level == 2]
+        further = [h.startswith("Further: ") for h in heads]
+        if further != sorted(further):
+            yield f"{name}: '{heads[further.index(True)]}' stands before the path ends: move it."
+    if total > 250:
+        yield f"the path of the lessons takes {total / 60:.1f} hours: cut it to about four."
+
+
 def first_picture(root):
     """in lessons and workshop the first picture comes by the third code cell after set-up and
     imports"""
@@ -514,6 +574,8 @@ GATES = [
     spine,
     chain,
     theory,
+    lessons_are_lessons,
+    keeps_its_time,
     first_picture,
     code_cells,
     functions,

@@ -14,7 +14,7 @@ import json
 import time
 import torch
 from ect_nb.diffusion import heun, karras_times
-from ect_nb.io import data, weights
+from ect_nb.io import data, files, weights
 from ect_nb.measure.atlas import TIMES, Atlas, survey, survey_walk
 from ect_nb.measure.features import small_features
 from ect_nb.sampling import sample
@@ -120,7 +120,7 @@ def clock(folder, n=250):
                 seconds=round(known[way] * r["n_samples"], 3),
                 clocked=f"{n} pictures apart from the measurement, the better of two",
             )
-        weights.write_atomically(path, "".join(json.dumps(r) + "\n" for r in records).encode())
+        files.write_atomically(path, "".join(json.dumps(r) + "\n" for r in records).encode())
 
 
 @torch.no_grad()

@@ -67,6 +67,23 @@ def check(praise):
 
     return make
 
+# %% ../../nbs/inside/checks.ipynb #a3fe22d8
+def _where_off(got, want, what):
+    "The sentence for an answer `got` of the right shape that is not `want`."
+    if not got.isfinite().all():
+        return (
+            f"{what} holds values that are not finite numbers: look for 0/0, or the logarithm of 0."
+        )
+    off = (got - want).abs().flatten()
+    i = int(off.argmax())
+    digits = next(
+        (d for d in (4, 7, 10) if f"{got.flatten()[i]:.{d}g}" != f"{want.flatten()[i]:.{d}g}"), 17
+    )
+    return (
+        f"{what} is {got.flatten()[i]:.{digits}g} where {want.flatten()[i]:.{digits}g} is right"
+        + (f" (entry {i} of {off.numel()}, where it is off most)." if off.numel() > 1 else ".")
+    )
+
 # %% ../../nbs/inside/checks.ipynb #a0f76c2d
 def compare(got, want, slips={}, what="the answer", rtol=1e-3, atol=1e-5):
     """None if `got` is `want` (numbers or tensors); else the sentence of the slip {sentence: value}
@@ -89,16 +106,4 @@ def compare(got, want, slips={}, what="the answer", rtol=1e-3, atol=1e-5):
             return sentence
     if got.shape != want.shape:
         return f"{what} has the shape {tuple(got.shape)} and should have {tuple(want.shape)}."
-    if not got.isfinite().all():
-        return (
-            f"{what} holds values that are not finite numbers: look for 0/0, or the logarithm of 0."
-        )
-    off = (got - want).abs().flatten()
-    i = int(off.argmax())
-    digits = next(
-        (d for d in (4, 7, 10) if f"{got.flatten()[i]:.{d}g}" != f"{want.flatten()[i]:.{d}g}"), 17
-    )
-    return (
-        f"{what} is {got.flatten()[i]:.{digits}g} where {want.flatten()[i]:.{digits}g} is right"
-        + (f" (entry {i} of {off.numel()}, where it is off most)." if off.numel() > 1 else ".")
-    )
+    return _where_off(got, want, what)

@@ -19,12 +19,14 @@ def _spread_slips(mix, t):
     within, square = w @ s**2, w @ (s**2 + m**2)
     data, flat = square - (w @ m) ** 2, (s**2 + m**2).mean() - m.mean() ** 2
     return {
-        "You added standard deviations. Of independent things the variances add: square, add, and take the root.": (
-            data.sqrt() + t
-        ),
-        "You count how wide each bump is, but not that the bumps stand apart: E[x0²] has m² in it as well.": (
-            (within + t**2).sqrt()
-        ),
+        (
+            "You added standard deviations. Of independent things the variances add: "
+            "square, add, and take the root."
+        ): (data.sqrt() + t),
+        (
+            "You count how wide each bump is, but not that the bumps stand apart: E[x0²] "
+            "has m² in it as well."
+        ): ((within + t**2).sqrt()),
         "Take off the square of the mean: the variance is E[x0²] − (E[x0])².": (
             (square + t**2).sqrt()
         ),
@@ -32,9 +34,10 @@ def _spread_slips(mix, t):
             (w @ (s**2 + (m - m.mean()) ** 2) + t**2).sqrt()
         ),
         "The bumps are not equally likely: average with mix.weights.": (flat + t**2).sqrt(),
-        "A number comes from one bump or another; it is not a sum of all, so the weights are not squared.": (
-            (w**2 @ s**2 + t**2).sqrt()
-        ),
+        (
+            "A number comes from one bump or another; it is not a sum of all, so the "
+            "weights are not squared."
+        ): ((w**2 @ s**2 + t**2).sqrt()),
         "The noise has the variance t², not t.": (data + t).sqrt(),
         "That is the data without the noise: t must enter.": data.sqrt(),
     }
@@ -64,20 +67,23 @@ def check_spread(spread):
 def _variance_slips(mix, x, t, want):
     "{sentence: the variances (B,) that whoever it is meant for would give}."
     return {
-        "That is the slope of D alone. The quotient rule leaves 1/t² on the right: multiply by t².": (
-            want / t**2
-        ),
+        (
+            "That is the slope of D alone. The quotient rule leaves 1/t² on the right: "
+            "multiply by t²."
+        ): (want / t**2),
         "The slope of the Gaussian brings 1/t², so the factor is t², not t.": want / t,
         "That is the standard deviation: the variance is its square.": want.sqrt(),
         "That says how far D moved x, not how sure it is: the variance is in the slope of D.": (
             (x - mix.denoise(x, t)) ** 2
         ),
-        "That is a mean over the rows: differentiate the sum, so that each row keeps its own slope.": (
-            want / len(x)
-        ),
-        "Each answer depends on its own row only: of the whole Jacobian take the diagonal, or differentiate the sum.": (
-            want.diag()
-        ),
+        (
+            "That is a mean over the rows: differentiate the sum, so that each row keeps "
+            "its own slope."
+        ): (want / len(x)),
+        (
+            "Each answer depends on its own row only: of the whole Jacobian take the "
+            "diagonal, or differentiate the sum."
+        ): (want.diag()),
         "That is the slope of x − D. The part of x that D passes on is the slope of D itself.": (
             t**2 - want
         ),
@@ -180,12 +186,14 @@ def _walked(x, levels, data, step):
 
 
 _SHORTCUTS = {
-    "That is the datum nearest to the start. Paths bend on the way down: walk first, then look for the nearest.": (
-        lambda x, t, data: torch.cdist(x, data).argmin(1)
-    ),
-    "That is the datum nearest to one answer of the denoiser, which is a mean. Take many small steps, and ask anew at each.": (
-        lambda x, t, data: torch.cdist(ideal_denoiser(x, t, data), data).argmin(1)
-    ),
+    (
+        "That is the datum nearest to the start. Paths bend on the way down: walk first, "
+        "then look for the nearest."
+    ): (lambda x, t, data: torch.cdist(x, data).argmin(1)),
+    (
+        "That is the datum nearest to one answer of the denoiser, which is a mean. Take "
+        "many small steps, and ask anew at each."
+    ): (lambda x, t, data: torch.cdist(ideal_denoiser(x, t, data), data).argmin(1)),
     "Your walk begins at 80. These points lie at level t: begin there.": (
         lambda x, t, data: _exact_ends(x, 80.0, data)
     ),

@@ -22,6 +22,46 @@ def _fewest_steps(n, gain, order):
     "The least m with (m / n)^order >= gain, by trying."
     return next(m for m in range(n, 10**6) if (m / n) ** order >= gain * (1 - 1e-12))
 
+# %% ../../nbs/inside/checks_02.ipynb #c53ca673
+def _rounding_slips(by):
+    "The slips that concern which number is made whole, and when."
+    return {
+        (
+            "You rounded the factor k up, and then took n times that: round once, at the "
+            "end. It is the number of steps that must be whole."
+        ): by(lambda n, g, p: n * math.ceil(g ** (1 / p) - 1e-9)),
+        (
+            "Rounded down, the walk misses its target by a little: there are no half "
+            "steps, so round up."
+        ): by(lambda n, g, p: int(n * g ** (1 / p) + 1e-9)),
+        "Rounded to the nearest whole number the walk may miss its target by a little: round up.": (
+            by(lambda n, g, p: round(n * g ** (1 / p)))
+        ),
+    }
+
+# %% ../../nbs/inside/checks_02.ipynb #8389e185
+def _cost_slips(by):
+    "What the usual slips give: {sentence: evaluations}."
+    return {
+        "These are the steps. A Heun step asks twice, all but the last.": by(
+            _fewest_steps, lambda m, p: m
+        ),
+        (
+            "Nearly: Heun's last step, to t = 0, has no second half, so n steps cost 2n −"
+            " 1 evaluations."
+        ): by(_fewest_steps, lambda m, p: p * m),
+        "You let Euler pay like Heun: an Euler step asks once.": by(
+            _fewest_steps, lambda m, p: 2 * m - 1
+        ),
+        (
+            "You gave Heun as many steps as Euler: with order 2 the error falls with the "
+            "square of the steps, so √gain times as many will do."
+        ): by(lambda n, g, p: math.ceil(n * g)),
+        "You raised gain to the power p: the error falls by k^p, so k is the p-th root of gain.": (
+            by(lambda n, g, p: math.ceil(n * g**p))
+        ),
+    } | _rounding_slips(by)
+
 # %% ../../nbs/inside/checks_02.ipynb #7bbc1596
 @check(
     "The number of evaluations is what a method costs, and its order is how fast that money works:"
@@ -33,34 +73,9 @@ def check_evaluations(evaluations):
     def by(steps, cost=_walk_cost):
         return [cost(steps(*case), case[2]) for case in cases]
 
-    slips = {
-        "These are the steps. A Heun step asks twice, all but the last.": by(
-            _fewest_steps, lambda m, p: m
-        ),
-        "Nearly: Heun's last step, to t = 0, has no second half, so n steps cost 2n − 1 evaluations.": by(
-            _fewest_steps, lambda m, p: p * m
-        ),
-        "You let Euler pay like Heun: an Euler step asks once.": by(
-            _fewest_steps, lambda m, p: 2 * m - 1
-        ),
-        "You gave Heun as many steps as Euler: with order 2 the error falls with the square of the steps, so √gain times as many will do.": by(
-            lambda n, g, p: math.ceil(n * g)
-        ),
-        "You raised gain to the power p: the error falls by k^p, so k is the p-th root of gain.": (
-            by(lambda n, g, p: math.ceil(n * g**p))
-        ),
-        "You rounded the factor k up, and then took n times that: round once, at the end. It is the number of steps that must be whole.": by(
-            lambda n, g, p: n * math.ceil(g ** (1 / p) - 1e-9)
-        ),
-        "Rounded down, the walk misses its target by a little: there are no half steps, so round up.": by(
-            lambda n, g, p: int(n * g ** (1 / p) + 1e-9)
-        ),
-        "Rounded to the nearest whole number the walk may miss its target by a little: round up.": (
-            by(lambda n, g, p: round(n * g ** (1 / p)))
-        ),
-    }
     got = [float(evaluations(*case)) for case in cases]
-    return compare(got, by(_fewest_steps), slips, "the number of evaluations", rtol=0, atol=1e-3)
+    want, what = by(_fewest_steps), "the number of evaluations"
+    return compare(got, want, _cost_slips(by), what, rtol=0, atol=1e-3)
 
 # %% ../../nbs/inside/checks_02.ipynb #52c8a675
 def _mid_cases():
@@ -102,9 +117,10 @@ def _mid_slips(mix, x, t, s):
         "The last move starts at the middle: start again from x, and go the whole step.": go(
             h, d, back=0.0
         ),
-        "From the middle on it goes the second half only: start again from x, and go the whole step.": go(
-            h, h, back=0.0
-        ),
+        (
+            "From the middle on it goes the second half only: start again from x, and go "
+            "the whole step."
+        ): go(h, h, back=0.0),
     } | _mid_slopes(go, x, d, h, m, g, t, s, far, raw, D)
 
 # %% ../../nbs/inside/checks_02.ipynb #52c8a677
@@ -115,12 +131,14 @@ def _mid_slopes(go, x, d, h, m, g, t, s, far, raw, D):
             h, d, over=t
         ),
         "At the middle the denoiser is told the level t: tell it mid.": go(h, d, told=t),
-        "At the middle both levels are still t, the one that the denoiser is told and the one that you divide by: there both are mid.": go(
-            h, d, told=t, over=t
-        ),
-        "The velocity at the middle takes x from where the step began: it is (x_mid − D(x_mid, mid))/mid.": (
-            x + d * (x - D(far, m)) / m
-        ),
+        (
+            "At the middle both levels are still t, the one that the denoiser is told and"
+            " the one that you divide by: there both are mid."
+        ): go(h, d, told=t, over=t),
+        (
+            "The velocity at the middle takes x from where the step began: it is (x_mid −"
+            " D(x_mid, mid))/mid."
+        ): (x + d * (x - D(far, m)) / m),
         "The velocities are not divided by their level: v = (x − D)/t.": x + d * (raw - D(raw, m)),
         "The middle is that of the levels, (t + s)/2; you took the geometric one, √(ts).": go(
             g - t, d, told=g, over=g
@@ -203,10 +221,39 @@ def _stop_by(times, cases, pick, shrink=1.0, waits=None, hears=None, may=None, i
         rows.append(pick(x, D, i, sum(opens[: i + 1])))
     return rows
 
+# %% ../../nbs/inside/checks_02.ipynb #e5f5fa2c
+def _hearing_slips(by, right):
+    "The slips that concern which verdicts are heard, and when it may stop."
+    always = lambda t, below: True
+    return {
+        (
+            "It does not wait for `patience` verdicts: the last three of a list with one "
+            "entry always agree, so look at its length too."
+        ): by(right, waits=lambda p: 1),
+        "It waits one verdict too long.": by(right, waits=lambda p: p + 1),
+        "It counts verdicts, not verdicts in a row: one that differs must start the count anew.": (
+            by(right, in_a_row=False)
+        ),
+        (
+            "It listens from the start: verdicts at levels above `below` are about a "
+            "ghost and must not count."
+        ): by(right, hears=always),
+        (
+            "It stops only below `below`, but the verdicts from above it are in the list:"
+            " those are about a ghost and must not count."
+        ): by(right, hears=always, may=lambda t, below: t <= below),
+        "At a level of exactly `below` it should listen: t <= below.": by(
+            right, hears=lambda t, below: t < below
+        ),
+        "It starts at z itself: at the level times[0] the walk begins at times[0] z.": by(
+            right, shrink=1 / 80
+        ),
+    }
+
 # %% ../../nbs/inside/checks_02.ipynb #7ceafdf5
 def _stop_slips(by):
     "What the usual slips hand out: {sentence: rows}."
-    right, always = (lambda x, D, i, heard: [D[i], i + 1]), (lambda t, below: True)
+    right = lambda x, D, i, heard: [D[i], i + 1]
     return {
         "You hand out x, which still carries noise: hand out D, the denoiser's answer.": by(
             lambda x, D, i, heard: [x[i] if i < len(D) - 1 else x[-1], i + 1]
@@ -217,29 +264,11 @@ def _stop_slips(by):
         "The evaluations are one short: counted from 0, stopping at level i has cost i + 1.": by(
             lambda x, D, i, heard: [D[i], i]
         ),
-        "Only the levels at which it listened are counted; the ones before them cost an evaluation each too.": by(
-            lambda x, D, i, heard: [D[i], heard]
-        ),
-        "It does not wait for `patience` verdicts: the last three of a list with one entry always agree, so look at its length too.": by(
-            right, waits=lambda p: 1
-        ),
-        "It waits one verdict too long.": by(right, waits=lambda p: p + 1),
-        "It counts verdicts, not verdicts in a row: one that differs must start the count anew.": (
-            by(right, in_a_row=False)
-        ),
-        "It listens from the start: verdicts at levels above `below` are about a ghost and must not count.": by(
-            right, hears=always
-        ),
-        "It stops only below `below`, but the verdicts from above it are in the list: those are about a ghost and must not count.": by(
-            right, hears=always, may=lambda t, below: t <= below
-        ),
-        "At a level of exactly `below` it should listen: t <= below.": by(
-            right, hears=lambda t, below: t < below
-        ),
-        "It starts at z itself: at the level times[0] the walk begins at times[0] z.": by(
-            right, shrink=1 / 80
-        ),
-    }
+        (
+            "Only the levels at which it listened are counted; the ones before them cost "
+            "an evaluation each too."
+        ): by(lambda x, D, i, heard: [D[i], heard]),
+    } | _hearing_slips(by, right)
 
 # %% ../../nbs/inside/checks_02.ipynb #7ceafdf6
 @check(

@@ -106,6 +106,25 @@ def _second_point(m, s, x, t, b):
     "Mean of x0 + b eps given x0 + t eps = x, for x0 ~ N(m, s²): the regression on x."
     return m + (s**2 + t * b) / (s**2 + t**2) * (x - m)
 
+# %% ../../nbs/inside/checks_03.ipynb #908a58b8
+def _term_slips(old, x, t, r, rho, v):
+    "The slips that concern r, t and the sign; `old`(b) is the mean if b were the share."
+    return {
+        "t and r have changed places: eps is (x − D)/t, and it is added with r.": old(
+            t * t * rho / r
+        ),
+        "The step has the wrong sign: x0 + r eps, with the mean of eps (x − D)/t.": old(-r * rho),
+        "You forgot to divide by t: the mean of eps is (x − D)/t.": old(r * rho * t),
+        "The factor r/t is missing: the mean of eps is (x − D)/t, and it comes with r.": old(
+            t * rho
+        ),
+        "You forgot r: the noise of x_r is r wide.": old(rho),
+        (
+            "You shortened the Euler step from x_t by rho. But x_r is not reached from "
+            "x_t: take the mean of each of its terms, x0 first."
+        ): (x + rho * (r - t) * v),
+    }
+
 # %% ../../nbs/inside/checks_03.ipynb #90607ecf
 def _next_slips(m, s, x, t, r, rho):
     "What the usual slips give: {sentence: mean (B,)}."
@@ -122,26 +141,16 @@ def _next_slips(m, s, x, t, r, rho):
         "This is D: the mean of the fresh noise is 0, but that of the old part is rho (x − D)/t.": (
             old(0)
         ),
-        "You let the fresh noise have the mean of the old: eps' knows nothing of x_t, its mean is 0.": old(
-            r * (rho + fresh)
-        ),
-        "You used sqrt(1 - rho^2), which stands with the fresh noise; the old noise comes with rho.": old(
-            r * fresh
-        ),
+        (
+            "You let the fresh noise have the mean of the old: eps' knows nothing of x_t,"
+            " its mean is 0."
+        ): old(r * (rho + fresh)),
+        (
+            "You used sqrt(1 - rho^2), which stands with the fresh noise; the old noise "
+            "comes with rho."
+        ): old(r * fresh),
         "The old noise comes with rho, not with rho^2.": old(r * rho**2),
-        "t and r have changed places: eps is (x − D)/t, and it is added with r.": old(
-            t * t * rho / r
-        ),
-        "The step has the wrong sign: x0 + r eps, with the mean of eps (x − D)/t.": old(-r * rho),
-        "You forgot to divide by t: the mean of eps is (x − D)/t.": old(r * rho * t),
-        "The factor r/t is missing: the mean of eps is (x − D)/t, and it comes with r.": old(
-            t * rho
-        ),
-        "You forgot r: the noise of x_r is r wide.": old(rho),
-        "You shortened the Euler step from x_t by rho. But x_r is not reached from x_t: take the mean of each of its terms, x0 first.": (
-            x + rho * (r - t) * v
-        ),
-    }
+    } | _term_slips(old, x, t, r, rho, v)
 
 # %% ../../nbs/inside/checks_03.ipynb #b8d8712c
 @check("Only the old part of the noise makes the step: fresh noise would leave D, whatever r is.")
@@ -161,23 +170,9 @@ def check_next_mean(next_mean):
     slips = {sentence: torch.cat(means) for sentence, means in slips.items()}
     return compare(torch.cat(got), torch.cat(want), slips, "the mean")
 
-# %% ../../nbs/inside/checks_03.ipynb #483a9c31
-def _drift_slip(drifting, mix):
-    "What is wrong with the walk over the exact map of `mix`, or None."
-    times = torch.logspace(1, -1.5, 20).tolist() + [0.0]
-    x = 10 * torch.linspace(-2, 2, 81, dtype=torch.float64)
-
-    def f(x, t):
-        return drifting(mix.exact_map, x, t)
-
-    y = torch.linspace(-1, 1, 5, dtype=torch.float64)
-    off = f(y, torch.zeros_like(y)) - y
-    if not off.abs().max() < 1e-6:
-        return (
-            f"At t = 0 it is off by {off.abs().max():.2g}: the error must start from 0 there, f(x,"
-            " 0) = x."
-        )
-    found = jumps(f, mix.transport, x, times)
+# %% ../../nbs/inside/checks_03.ipynb #512540bd
+def _jump_slip(found, times):
+    "What is wrong with the jumps `found` between neighbours of `times`, or None."
     if not found.isfinite().all():
         return "It is not finite at some level between 10 and 0: look for the logarithm of 0."
     size, error = found.square().mean(1).sqrt(), float(found.sum(0).square().mean().sqrt())
@@ -197,6 +192,24 @@ def _drift_slip(drifting, mix):
             f"Its jumps are small enough, but at t = 10 it is off by {error:.3g} only: let all"
             " jumps go in the same direction, and use more of the 0.05 that each may have."
         )
+
+# %% ../../nbs/inside/checks_03.ipynb #483a9c31
+def _drift_slip(drifting, mix):
+    "What is wrong with the walk over the exact map of `mix`, or None."
+    times = torch.logspace(1, -1.5, 20).tolist() + [0.0]
+    x = 10 * torch.linspace(-2, 2, 81, dtype=torch.float64)
+
+    def f(x, t):
+        return drifting(mix.exact_map, x, t)
+
+    y = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    off = f(y, torch.zeros_like(y)) - y
+    if not off.abs().max() < 1e-6:
+        return (
+            f"At t = 0 it is off by {off.abs().max():.2g}: the error must start from 0 there, f(x,"
+            " 0) = x."
+        )
+    return _jump_slip(jumps(f, mix.transport, x, times), times)
 
 # %% ../../nbs/inside/checks_03.ipynb #483a9c32
 @check(

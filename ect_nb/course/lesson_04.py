@@ -46,12 +46,14 @@ def _edge_slips(cases, right):
         "Your level is negative: mind the sign in σ(−b t) = 1 / (1 + e^(+b t)).": [
             -t for t in right
         ],
-        "Right where there is a border. But n(t) stays below 1 + k/2 where t > 0: at stages that ask for more no t > 0 has r = 0, so answer 0 there.": (
-            free
-        ),
-        "Your formula gives −t, with the sign of b t turned round, and where there is no border it should say 0.": [
-            -t for t in free
-        ],
+        (
+            "Right where there is a border. But n(t) stays below 1 + k/2 where t > 0: at "
+            "stages that ask for more no t > 0 has r = 0, so answer 0 there."
+        ): (free),
+        (
+            "Your formula gives −t, with the sign of b t turned round, and where there is"
+            " no border it should say 0."
+        ): [-t for t in free],
         "Look at b: it multiplies t in σ(−b t), so at the end you divide by it.": [
             t * b * b for t, b in zip(right, rates)
         ],
@@ -63,6 +65,12 @@ def _edge_slips(cases, right):
     }
 
 # %% ../../nbs/inside/checks_04.ipynb #a1c0e401
+_NOWHERE = (
+    "Where q^(stage+1) is larger than n(t) can be, no t > 0 has r = 0: "
+    "answer 0 there, before you take the logarithm of a negative number."
+)
+
+
 @check("That is the border, to five digits, also for constants that this page does not show.")
 def check_edge(f):
     "`edge(stage, q, k, b)`, held against a bisection."
@@ -76,18 +84,14 @@ def check_edge(f):
         (4, 1.2, 9.0, 40.0),
         (3, 3.0, 8.0, 1.0),
     ]
-    nowhere = (
-        "Where q^(stage+1) is larger than n(t) can be, no t > 0 has r = 0: "
-        "answer 0 there, before you take the logarithm of a negative number."
-    )
     try:
         got = [float(f(*case)) for case in cases]
     except ZeroDivisionError:
         return "You divide by 0 at stage 0: is the exponent stage + 1, as in the released code?"
     except ValueError:
-        return nowhere
+        return _NOWHERE
     if not all(map(math.isfinite, got)):
-        return nowhere
+        return _NOWHERE
     right = _borders(cases)
     said = compare(got, right, _edge_slips(cases, right), "the border", rtol=1e-5, atol=1e-8)
     if said and torch.allclose(torch.tensor(got[:5]), torch.tensor(right[:5]), 1e-2, 1e-2):
@@ -133,13 +137,15 @@ def _ict_slip(f, got, t, r, n, rho):
             got, r ** (1 / rho)
         ),
         "rho was not used: it gives the same r for another rho.": _close(got, f(t, n, rho + 4)),
-        "Your r is always a level of the grid itself. Let any t go one step down, from where it stands, also between the levels.": bool(
-            snapped.all()
-        ),
+        (
+            "Your r is always a level of the grid itself. Let any t go one step down, "
+            "from where it stands, also between the levels."
+        ): bool(snapped.all()),
         "n levels have n − 1 gaps between them; you divided by n.": _close(walk[n], 0.002),
-        "From 80 your n − 1 steps end at 0, and the grid ends at 0.002: it is the way from 80^(1/rho) to 0.002^(1/rho) that has n − 1 parts.": _close(
-            walk[n - 2], 80 * float(n - 1) ** -rho
-        ),
+        (
+            "From 80 your n − 1 steps end at 0, and the grid ends at 0.002: it is the way"
+            " from 80^(1/rho) to 0.002^(1/rho) that has n − 1 parts."
+        ): _close(walk[n - 2], 80 * float(n - 1) ** -rho),
     }
     return next((sentence for sentence, found in slips.items() if found), None)
 
@@ -198,6 +204,16 @@ def _not_for_config(d):
     except ValueError as error:
         return f"The trainer does not take it: {error}."
 
+# %% ../../nbs/inside/checks_04.ipynb #32dd69e3
+def _too_fast(rows):
+    "Where the mean gap shrinks more than threefold from stage to stage, in words, or None."
+    for a, b in zip(rows, rows[1:]):
+        if (times := a["gap"] / b["gap"]) > 3:
+            return (
+                f"From stage {a['stage']} to {b['stage']} the mean gap shrinks "
+                f"{_beside(times, 3)} times; at most 3 is wanted: a smaller q."
+            )
+
 # %% ../../nbs/inside/checks_04.ipynb #a1c0e405
 @check("A schedule to order: the trainer takes it, and it keeps all four of the conditions.")
 def check_schedule(f):
@@ -214,12 +230,8 @@ def check_schedule(f):
             f"The run ends at stage {last['stage']} with a mean gap of {_beside(gap, 2)} %; "
             "at most 2 % is wanted: more stages, or a larger q."
         )
-    for a, b in zip(rows, rows[1:]):
-        if (times := a["gap"] / b["gap"]) > 3:
-            return (
-                f"From stage {a['stage']} to {b['stage']} the mean gap shrinks "
-                f"{_beside(times, 3)} times; at most 3 is wanted: a smaller q."
-            )
+    if said := _too_fast(rows):
+        return said
     if last["images"] < 16_000:
         return (
             f"The last stage, {last['stage']}, lasts {last['images']:,} pictures of 64,000; "

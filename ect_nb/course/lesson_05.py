@@ -21,15 +21,17 @@ def _row_slips(delta, gap, t, c):
     each = [[math.sqrt(v * v + c * c) - c for v in row] for row in delta]
     d = (S + c * c).sqrt() - c
     return {
-        "That is the mean over the values of a row; the metric sums them: c and the weight are meant for the sum.": (
-            ((S / len(delta[0]) + c * c).sqrt() - c) / gap
-        ),
+        (
+            "That is the mean over the values of a row; the metric sums them: c and the "
+            "weight are meant for the sum."
+        ): (((S / len(delta[0]) + c * c).sqrt() - c) / gap),
         "Every loss is negative: t and r are swapped in the weight, which is 1/(t − r).": -d / gap,
         "That is the squared metric: take the root √(S + c²) and subtract c.": S / gap,
         "The − c is missing: equal answers must have the loss 0.": (d + c) / gap,
-        "The root is taken of every value and then summed: sum the squares of the row first, then one root for the whole row.": (
-            torch.tensor([math.fsum(row) for row in each]) / gap
-        ),
+        (
+            "The root is taken of every value and then summed: sum the squares of the row"
+            " first, then one root for the whole row."
+        ): (torch.tensor([math.fsum(row) for row in each]) / gap),
         "That is the sum of |Δ|: the distance is one root over the sum of the squares of a row.": (
             torch.tensor([math.fsum(map(abs, row)) for row in delta]) / gap
         ),
@@ -191,16 +193,19 @@ def _weight_slip(w, t, r, size, c_out):
     "The sentence of the usual slip that the weight `w` is, or None."
     gap = t - r
     slips = {
-        "That is EDM's weight, fair where r = 0. Just below t, ‖Δ‖ is proportional to the gap: start from the three factors.": edm(
-            t, r
-        ),
-        "That is ECT's weight, nearly fair to √S. The squared metric has one factor more, its slope 2‖Δ‖.": inverse_gap(
-            t, r
-        ),
+        (
+            "That is EDM's weight, fair where r = 0. Just below t, ‖Δ‖ is proportional to"
+            " the gap: start from the three factors."
+        ): edm(t, r),
+        (
+            "That is ECT's weight, nearly fair to √S. The squared metric has one factor "
+            "more, its slope 2‖Δ‖."
+        ): inverse_gap(t, r),
         "The network's factor c_out(t) is missing: rows with little noise stay quiet.": 1 / size,
-        "‖Δ‖ is not the gap alone: it also holds σ²/(σ² + t²), by which the denoiser slows down where there is much noise.": (
-            1 / (gap * c_out)
-        ),
+        (
+            "‖Δ‖ is not the gap alone: it also holds σ²/(σ² + t²), by which the denoiser "
+            "slows down where there is much noise."
+        ): (1 / (gap * c_out)),
         "That is fair to √S; the square has ‖Δ‖ in its slope as well.": 1 / c_out,
         "The gap t − r is missing from ‖Δ‖.": gap / (size * c_out),
         "That is the loudness itself: the weight is one over it.": size * c_out,

@@ -11,6 +11,20 @@ from ..analytic import GaussianMixture
 from .check import check, compare
 from ..sampling import multistep
 
+# %% ../../nbs/inside/checks_07.ipynb #30091dbd
+def _noise_slips(f, x, z1, z2, t1, t2):
+    return {
+        "The noise put back is not scaled: multiply z2 by t₂.": f(x + z2, t2),
+        (
+            "z1 was used twice: the noise put back must be fresh (z2), or the second "
+            "decision repeats the first."
+        ): f(x + t2 * z1, t2),
+        "The second evaluation was told the level t₁, but its point has noise of size t₂.": f(
+            x + t2 * z2, t1
+        ),
+        "Noise was put back, but the model was not asked again.": x + t2 * z2,
+    }
+
 # %% ../../nbs/inside/checks_07.ipynb #6ea9df5e
 def _two_step_slips(f, x, z1, z2, t1, t2):
     return {
@@ -18,27 +32,22 @@ def _two_step_slips(f, x, z1, z2, t1, t2):
         "The first point was not scaled: pure noise at level t₁ is t₁ z1.": f(
             f(z1, t1) + t2 * z2, t2
         ),
-        "A jump stands where the noise should be: put back fresh noise, t₂ z2, not a share of the old.": f(
-            x + t2 / t1 * (t1 * z1 - x), t2
-        ),
+        (
+            "A jump stands where the noise should be: put back fresh noise, t₂ z2, not a "
+            "share of the old."
+        ): f(x + t2 / t1 * (t1 * z1 - x), t2),
         "That asks about noise alone: the second point is the first answer with noise on it.": f(
             t2 * z2, t2
         ),
-        "No noise was put back: the second evaluation then expects noise of size t₂ and gets a clean sample.": f(
-            x, t2
-        ),
-        "The noise put back has the size t₁: scale it by t₂, the level at which the model is asked next.": f(
-            x + t1 * z2, t2
-        ),
-        "The noise put back is not scaled: multiply z2 by t₂.": f(x + z2, t2),
-        "z1 was used twice: the noise put back must be fresh (z2), or the second decision repeats the first.": f(
-            x + t2 * z1, t2
-        ),
-        "The second evaluation was told the level t₁, but its point has noise of size t₂.": f(
-            x + t2 * z2, t1
-        ),
-        "Noise was put back, but the model was not asked again.": x + t2 * z2,
-    }
+        (
+            "No noise was put back: the second evaluation then expects noise of size t₂ "
+            "and gets a clean sample."
+        ): f(x, t2),
+        (
+            "The noise put back has the size t₁: scale it by t₂, the level at which the "
+            "model is asked next."
+        ): f(x + t1 * z2, t2),
+    } | _noise_slips(f, x, z1, z2, t1, t2)
 
 # %% ../../nbs/inside/checks_07.ipynb #bef79732
 @check(
@@ -71,46 +80,54 @@ def _area(x, y):
     F, G = ((at[:, None] >= v).double().mean(1) for v in (x, y))
     return ((F - G).abs()[:-1] * at.diff()).sum()
 
+# %% ../../nbs/inside/checks_07.ipynb #6203560e
+def _chained(f, x, z2, times):
+    "The second answers (B,) where each starts from the one before."
+    answers = []
+    for t in times:
+        x = f(x + t * z2, t)
+        answers.append(x)
+    return answers
+
+# %% ../../nbs/inside/checks_07.ipynb #b3a627b5
+def _cost_slips(samples, data):
+    "What stands in place of W1, {sentence: a cost for each of the `samples` (B,)}."
+    means = [(v.mean() - data.mean()).abs() for v in samples]
+    return {
+        (
+            "The samples were compared with the data in the order in which they were drawn: sort "
+            "both first."
+        ): [(v - data).abs().mean() for v in samples],
+        "Only means were compared: W₁ averages the distances of sorted pairs.": means,
+        "Only means and spreads were compared: W₁ averages the distances of sorted pairs.": [
+            mean + (v.std() - data.std()).abs() for mean, v in zip(means, samples)
+        ],
+    }
+
 # %% ../../nbs/inside/checks_07.ipynb #d03f75a1
 def _second_times(f, z1, z2, data, grid):
     "What `best_second_time` should name, and {sentence: what a slip would name}."
-    x = f(80 * z1, 80.0)
-
-    def area(v):
-        return _area(v, data)
-
-    def chain(t, x=[x]):
-        x[0] = f(x[0] + t * z2, t)
-        return x[0]
-
-    twos, chained = [f(x + t * z2, t) for t in grid.tolist()], [chain(t) for t in grid.tolist()]
+    x, times = f(80 * z1, 80.0), grid.tolist()
+    twos, areas = (
+        [f(x + t * z2, t) for t in times],
+        lambda samples: [_area(v, data) for v in samples],
+    )
     pick = lambda cost: grid[torch.as_tensor(cost).argmin()]
-    areas = torch.stack([area(v) for v in twos])
-    return pick(areas), {
+    right = torch.stack(areas(twos))
+    slips = {
         "That is the place in the grid, not the time that stands there: return grid[i].": (
-            areas.argmin()
+            right.argmin()
         ),
-        "That is the smallest distance: return the time at which it is reached.": areas.min(),
-        "That is the worst time of the grid: take the smallest distance.": pick(-areas),
-        "x was overwritten in the loop, so that each time starts from the answer at the one before: keep the first answer.": pick(
-            [area(v) for v in chained]
-        ),
-        "The samples were compared with the data in the order in which they were drawn: sort both first.": pick(
-            [(v - data).abs().mean() for v in twos]
-        ),
-        "z1 was used for both noises: put back z2.": pick(
-            [area(f(x + t * z1, t)) for t in grid.tolist()]
-        ),
-        "No noise was put back before the second evaluation.": pick(
-            [area(f(x, t)) for t in grid.tolist()]
-        ),
-        "Only means were compared: W₁ averages the distances of sorted pairs.": pick(
-            [(v.mean() - data.mean()).abs() for v in twos]
-        ),
-        "Only means and spreads were compared: W₁ averages the distances of sorted pairs.": pick(
-            [(v.mean() - data.mean()).abs() + (v.std() - data.std()).abs() for v in twos]
-        ),
+        "That is the smallest distance: return the time at which it is reached.": right.min(),
+        "That is the worst time of the grid: take the smallest distance.": pick(-right),
+        (
+            "x was overwritten in the loop, so that each time starts from the answer at the one "
+            "before: keep the first answer."
+        ): pick(areas(_chained(f, x, z2, times))),
+        "z1 was used for both noises: put back z2.": pick(areas(f(x + t * z1, t) for t in times)),
+        "No noise was put back before the second evaluation.": pick(areas(f(x, t) for t in times)),
     }
+    return pick(right), slips | {said: pick(cost) for said, cost in _cost_slips(twos, data).items()}
 
 # %% ../../nbs/inside/checks_07.ipynb #07ab0002
 @check("The right time in every case tried. `search_times` does this for more than one time.")
@@ -152,6 +169,51 @@ def _through(S, times, step):
         x = step(x, x * S**2 / (S**2 + t**2), t, s)
     return x
 
+# %% ../../nbs/inside/checks_07.ipynb #3846b685
+def _jump_slips(S, times):
+    "What slips in the line of a jump give: {sentence: width}."
+
+    def through(step, times=times):
+        return _through(S, times, step)
+
+    return {
+        (
+            "The ratio is upside down: the line goes from level t down to s, so s/t of the way is "
+            "left."
+        ): through(lambda x, d, t, s: d + t / max(s, 1e-9) * (x - d)),
+        "x̂ was not subtracted: only the noise part x − x̂ shrinks by s/t.": through(
+            lambda x, d, t, s: d + s / t * x
+        ),
+        "The weights of x̂ and of the noise part are swapped.": through(
+            lambda x, d, t, s: x + s / t * (d - x)
+        ),
+        "The noise part was forgotten: what a jump leaves is x̂ and s/t of x − x̂.": through(
+            lambda x, d, t, s: d
+        ),
+        "The last jump is missing: go through all neighbouring pairs of times.": through(
+            lambda x, d, t, s: d + s / t * (x - d), times[:-1]
+        ),
+    }
+
+# %% ../../nbs/inside/checks_07.ipynb #51acd305
+def _width_slips(S, times, want):
+    "What the usual slips give where `want` is right: {sentence: width}."
+    path = times[0] * ((S**2 + times[-1] ** 2) / (S**2 + times[0] ** 2)) ** 0.5
+    return {
+        (
+            "That is the variance: the standard deviation is multiplied by the factor itself, not "
+            "by its square."
+        ): want**2,
+        "The start was left at 1: x begins with the standard deviation times[0].": want / times[0],
+        (
+            "That is where the exact path leads; the jumps are straight lines and fall short of it."
+        ): path,
+        (
+            "That is the width of the data. Jumps are straight, the path is not: multiply what "
+            "each of them leaves."
+        ): S,
+    } | _jump_slips(S, times)
+
 # %% ../../nbs/inside/checks_07.ipynb #e29c044f
 @check(
     "A jump multiplies by (S² + st) / (S² + t²), the path by √(S² + s²) / √(S² + t²), which is more"
@@ -168,44 +230,9 @@ def check_width_after(width_after):
         def model(x, t):
             return x * (S**2 / (S**2 + t**2))[:, None]
 
-        want = multistep(model, torch.ones(1, 1, dtype=torch.float64), times[:-1])
+        want = multistep(model, torch.ones(1, 1, dtype=torch.float64), times[:-1]).squeeze()
         if times[-1] > 0:
             want = torch.tensor(_through(S, times, lambda x, d, t, s: d + s / t * (x - d)))
-        last = max(times[-1], 1e-9)
-        said = compare(
-            width_after(S, list(times)),
-            want.squeeze(),
-            {
-                "That is the variance: the standard deviation is multiplied by the factor itself, not by its square.": (
-                    want.squeeze() ** 2
-                ),
-                "The ratio is upside down: the line goes from level t down to s, so s/t of the way is left.": _through(
-                    S, times, lambda x, d, t, s: d + t / max(s, 1e-9) * (x - d)
-                ),
-                "x̂ was not subtracted: only the noise part x − x̂ shrinks by s/t.": _through(
-                    S, times, lambda x, d, t, s: d + s / t * x
-                ),
-                "The weights of x̂ and of the noise part are swapped.": _through(
-                    S, times, lambda x, d, t, s: x + s / t * (d - x)
-                ),
-                "The start was left at 1: x begins with the standard deviation times[0].": (
-                    want.squeeze() / times[0]
-                ),
-                "That is where the exact path leads; the jumps are straight lines and fall short of it.": (
-                    times[0] * ((S**2 + times[-1] ** 2) / (S**2 + times[0] ** 2)) ** 0.5
-                ),
-                "The noise part was forgotten: what a jump leaves is x̂ and s/t of x − x̂.": (
-                    _through(S, times, lambda x, d, t, s: d)
-                ),
-                "That is the width of the data. Jumps are straight, the path is not: multiply what each of them leaves.": (
-                    S
-                ),
-                "The last jump is missing: go through all neighbouring pairs of times.": _through(
-                    S, times[:-1], lambda x, d, t, s: d + s / t * (x - d)
-                ),
-            },
-            "the standard deviation",
-            rtol=1e-4,
-        )
-        if said:
+        got, slips = width_after(S, list(times)), _width_slips(S, times, want)
+        if said := compare(got, want, slips, "the standard deviation", rtol=1e-4):
             return said

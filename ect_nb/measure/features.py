@@ -8,7 +8,6 @@ __all__ = ['INCEPTION', 'resize', 'quantise', 'FeatureNetwork', 'features', 'sma
 
 # %% ../../nbs/inside/features.ipynb #f5cd6069
 import functools
-import hashlib
 import importlib
 import numpy as np
 import os
@@ -16,7 +15,7 @@ import shutil
 import tempfile
 import torch
 import warnings
-from ..io import data, weights
+from ..io import data, files, weights
 from ..networks import Classifier
 from pathlib import Path
 from torch import nn
@@ -101,10 +100,8 @@ class FeatureNetwork(nn.Module):
     @functools.cached_property
     def checksum(self):
         "16 hexadecimal digits that name these weights (from the sha256 of names and values)."
-        digest = hashlib.sha256()
-        for name, v in self.network.state_dict().items():
-            digest.update(name.encode() + v.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        state = self.network.state_dict().items()
+        return files.digest(*(p for k, v in state for p in (k, v.cpu().numpy())), digits=16)
 
 # %% ../../nbs/inside/features.ipynb #598811af
 @torch.no_grad()

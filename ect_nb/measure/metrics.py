@@ -7,7 +7,6 @@ __all__ = ['frechet_distance', 'Moments', 'moments', 'save_reference', 'referenc
            'Share', 'precision_recall', 'nearest', 'memorised', 'measure']
 
 # %% ../../nbs/workshop/measure.ipynb #6c8e9dfe
-import hashlib
 import math
 import numpy as np
 import os
@@ -16,7 +15,7 @@ import time
 import torch
 import warnings
 from dataclasses import dataclass
-from ..io import data, weights
+from ..io import data, files, weights
 from .features import INCEPTION, features, quantise
 from ..sampling import sample, told
 from pathlib import Path
@@ -136,9 +135,7 @@ def _combine(a, b, sign):
 
 # %% ../../nbs/workshop/measure.ipynb #0d7345ae
 def _seal(m):
-    return hashlib.sha256(
-        repr(m.n).encode() + m.mean.numpy().tobytes() + m.scatter.contiguous().numpy().tobytes()
-    ).hexdigest()[:16]
+    return files.digest(repr(m.n), m.mean.numpy(), m.scatter.numpy(), digits=16)
 
 
 def _save(m, path, **facts):
@@ -147,7 +144,7 @@ def _save(m, path, **facts):
     from safetensors.torch import save
 
     facts |= dict(n=str(m.n), features=m.features, checksum=_seal(m))
-    weights.write_atomically(path, save(dict(mean=m.mean, scatter=m.scatter), facts))
+    files.write_atomically(path, save(dict(mean=m.mean, scatter=m.scatter), facts))
     return m
 
 # %% ../../nbs/workshop/measure.ipynb #b0071e38
@@ -233,7 +230,7 @@ def reference(pictures, network, folder=None):
     folder = Path(folder or os.environ.get("ECT_NB_CACHE") or "~/.cache/ect_nb").expanduser()
     try:
         return _cached(
-            folder / f"moments-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.safetensors",
+            folder / f"moments-{files.digest(repr(key), digits=16)}.safetensors",
             key,
             lambda: moments(network, pictures),
         )
@@ -556,9 +553,7 @@ def _look(draw, shape, network, n, seed, batch, device, kept=quantise):
     sampling took."""
     rows, seconds = [], 0.0
     for i, part in enumerate(torch.arange(n).split(batch)):
-        g = torch.Generator().manual_seed(
-            int(np.random.SeedSequence([seed, i]).generate_state(1, np.uint64)[0] >> 1)
-        )
+        g = files.dice(seed, i)
         z, began = torch.randn(len(part), *shape, generator=g), time.perf_counter()
         with torch.no_grad():
             x = draw(z, g)

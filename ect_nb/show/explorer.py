@@ -11,21 +11,28 @@ import html
 import math
 from copy import deepcopy
 from ..measure.atlas import TIMES, Atlas, survey
-from .panels import background, guard, readout_html, safely
-from .planner import planner
+from ect_nb.show.panels import (
+    background,
+    buttons,
+    complaint,
+    guard,
+    in_rows,
+    readout_html,
+    safely,
+    wide,
+)
+from .pictures import COLORS, draw_png
+from ..training.runs import RunFolder
+from fastcore.basics import patch
+from pathlib import Path
+
+# %% ../../nbs/workshop/explore.ipynb #1cac2175
 from ect_nb.show.tradeoff import (
-    _ROUND,
-    _bars,
-    _budget_colors,
-    _floor,
-    _heading,
-    _named,
-    _samples,
-    _span,
-    _ticks,
-    _titled,
-    _wide,
+    ROUND,
+    axis_span,
+    bars,
     between,
+    budget_colors,
     budgets,
     compare_figure,
     compare_words,
@@ -35,29 +42,24 @@ from ect_nb.show.tradeoff import (
     dodge,
     everything,
     explorer_figure,
+    heading_html,
     intervals_table,
+    lowest_shown,
     measured_as,
+    named,
     one_unit,
     over_seeds,
     ranging,
     rivals,
+    samples_html,
     say,
     setting,
     settings_table,
-    start_figure,
     strip,
+    ticks_of,
+    titled,
     tuned,
     walk_of,
-)
-from ..training.runs import RunFolder
-from pathlib import Path
-
-# %% ../../nbs/workshop/explore.ipynb #9506d637
-from .panels import complaint, guard, show_panel
-from ect_nb.show.pictures import (
-    COLORS,
-    draw_png,
-    show_figure,
 )
 
 # %% ../../nbs/workshop/explore.ipynb #dd302680
@@ -69,9 +71,9 @@ class _Pick:
         import ipywidgets as w
 
         self.atlas, self.names, self.changed, self.busy = atlas, names, changed, False
-        self.run = w.Dropdown(options=names(atlas), value=run, description="run", **_wide())
+        self.run = w.Dropdown(options=names(atlas), value=run, description="run", **wide())
         self.kimg, self.nfe = (
-            w.SelectionSlider(options=[("–", -1)], description=name, **_wide())
+            w.SelectionSlider(options=[("–", -1)], description=name, **wide())
             for name in ("kimg", "evaluations")
         )
         self.refresh(atlas, kimg, nfe)
@@ -85,7 +87,8 @@ class _Pick:
         return self.charted, self.kimg.value, self.nfe.value
 
 # %% ../../nbs/workshop/explore.ipynb #dd302681
-def _refresh_pick(self, atlas, kimg=None, nfe=None, run=None):
+@patch
+def refresh(self: _Pick, atlas, kimg=None, nfe=None, run=None):
     """Take in what `atlas` holds now, go where told (-1: the last), and else stay where we were as
     far as that exists."""
     self.busy, self.atlas, run = True, atlas, run or self.run.value
@@ -107,9 +110,6 @@ def _offer(slider, found, wanted):
         slider.options = [(f"{v:g}", v) for v in found]
     nearest = min(found, key=lambda v: abs(v - wanted))
     slider.index = found.index(nearest) if wanted >= 0 else len(found) - 1
-
-
-_Pick.refresh = _refresh_pick
 
 # %% ../../nbs/workshop/explore.ipynb #4769b978
 def _listen(pick, error, *shown):
@@ -184,37 +184,30 @@ def _figure_widget():
 
 # %% ../../nbs/workshop/explore.ipynb #360ef5bf
 def _curves_layout():
+    "plotly's layout of the curves: two logarithmic axes, the legend at the right."
     axis = dict(type="log", gridcolor="#E5E5E5", linecolor="#888", zeroline=False, automargin=False)
     x = axis | dict(title=dict(text="evaluations (NFE)", standoff=6))
-    y = axis | dict(title=dict(text="distance", standoff=4), exponentformat="none", tickvals=_ROUND)
+    y = axis | dict(title=dict(text="distance", standoff=4), exponentformat="none", tickvals=ROUND)
     legend = dict(x=1.02, y=1, xanchor="left", font=dict(size=10), bgcolor="rgba(0,0,0,0)")
     hover = dict(font=dict(size=11), align="left")
-    return dict(
-        template="none",
-        width=374,
-        height=246,
-        margin=dict(l=44, r=78, t=6, b=38),
-        font=dict(size=11),
-        hovermode="closest",
-        xaxis=x,
-        yaxis=y,
-        legend=legend,
-        hoverlabel=hover,
-    )
+    frame = dict(template="none", width=374, height=246, margin=dict(l=44, r=78, t=6, b=38))
+    words = dict(font=dict(size=11), hovermode="closest", hoverlabel=hover, legend=legend)
+    return frame | words | dict(xaxis=x, yaxis=y)
 
 # %% ../../nbs/workshop/explore.ipynb #6d8f6f04
-def _draw(self, run, walk, kin):
+@patch
+def draw(self: _Curves, run, walk, kin):
     "All curves of a run, and what its points do under the pointer."
     seen = [s for r in (run, walk, *kin) if r for s in everything(r)]
-    self.floor, self.aside, fig = _floor(seen), dodge(budgets(run)), self.figure
+    self.floor, self.aside, fig = lowest_shown(seen), dodge(budgets(run)), self.figure
     lines = self.traces(run, walk)
-    ticks = _ticks(s.nfe for s in seen)
+    ticks = ticks_of(s.nfe for s in seen)
     ends = [math.log10(ticks[0] / 1.4), math.log10(max(max(line["x"]) for line in lines) * 1.25)]
     with fig.batch_update():
         fig.data = ()
         fig.add_traces([*_marks(), *lines, _others(kin)])
         fig.update_xaxes(tickvals=ticks, ticktext=[str(t) for t in ticks], range=ends)
-        fig.update_yaxes(range=[math.log10(v) for v in _span(seen, self.floor)])
+        fig.update_yaxes(range=[math.log10(v) for v in axis_span(seen, self.floor)])
     for trace in fig.data[2:-1]:
         trace.on_hover(guard(self.error, _at_point(self.look)))
         trace.on_unhover(guard(self.error, lambda *_: self.leave()))
@@ -230,53 +223,34 @@ def _at_point(act):
 
     return event
 
-
-_Curves.draw = _draw
-
 # %% ../../nbs/workshop/explore.ipynb #e7c03517
-def _traces(self, run, walk):
+@patch
+def traces(self: _Curves, run, walk):
     "A line for each budget of `run`, and one for Heun's `walk`."
-    lines = [
-        _trace(
-            curve(run, k),
-            f"{k:g} kimg",
-            self.floor,
-            dict(color=c, width=1.2),
-            "circle",
-            self.aside[k],
-        )
-        for k, c in _budget_colors(budgets(run)).items()
-    ]
-    black = dict(color="#000000", width=1.5, dash="dash")
+    lines = []
+    for k, c in budget_colors(budgets(run)).items():
+        thin = dict(color=c, width=1.2)
+        name, aside = f"{k:g} kimg", self.aside[k]
+        lines.append(_trace(curve(run, k), name, self.floor, thin, "circle", aside))
     if walk:
+        black = dict(color="#000000", width=1.5, dash="dash")
         lines.append(_trace(curve(walk, budgets(walk)[0]), "Heun", self.floor, black, "square"))
     return lines
-
-
-_Curves.traces = _traces
 
 # %% ../../nbs/workshop/explore.ipynb #e77e0dd9
 def _trace(settings, name, floor, line, symbol, aside=1):
     "One line: its points, intervals, and what is said of a point under the pointer."
-    y, down, up = _bars(settings, floor)
+    y, down, up = bars(settings, floor)
     numbers = [(s.kimg, s.nfe, s.method == "heun", s.value, s.low, s.high, s.ms) for s in settings]
-    bars = dict(type="data", array=up, arrayminus=down, symmetric=False, thickness=1, width=2)
+    reach = dict(type="data", array=up, arrayminus=down, symmetric=False, thickness=1, width=2)
     hover = (
         "NFE %{customdata[1]}: %{customdata[3]:.1f}<br>[%{customdata[4]:.1f},"
         " %{customdata[5]:.1f}]<br>%{customdata[6]:.3g} ms a picture<extra>" + name + "</extra>"
     )
-    return dict(
-        type="scatter",
-        x=[s.nfe * aside for s in settings],
-        y=y,
-        error_y=bars,
-        name=name,
-        mode="lines+markers",
-        line=line,
-        marker=dict(size=6, symbol=symbol, color=line["color"]),
-        customdata=numbers,
-        hovertemplate=hover,
-    )
+    points = dict(x=[s.nfe * aside for s in settings], y=y, error_y=reach)
+    look = dict(line=line, marker=dict(size=6, symbol=symbol, color=line["color"]))
+    kind = dict(type="scatter", name=name, mode="lines+markers")
+    return kind | points | look | dict(customdata=numbers, hovertemplate=hover)
 
 # %% ../../nbs/workshop/explore.ipynb #e7c03518
 def _marks():
@@ -289,40 +263,32 @@ def _marks():
 # %% ../../nbs/workshop/explore.ipynb #ad475efd
 def _others(kin):
     "The line of the other seeds, still empty."
-    grey = "#737373"
-    return dict(
-        type="scatter",
-        x=[],
-        y=[],
-        mode="lines+markers",
-        line=dict(width=1, color=grey),
-        name="other seeds",
-        marker=dict(size=4, color=grey),
-        hoverinfo="skip",
-        showlegend=bool(kin),
-    )
+    grey = dict(color="#737373")
+    look = dict(mode="lines+markers", line=dict(width=1, **grey), marker=dict(size=4, **grey))
+    more = dict(name="other seeds", hoverinfo="skip", showlegend=bool(kin))
+    return dict(type="scatter", x=[], y=[], **look, **more)
 
 # %% ../../nbs/workshop/explore.ipynb #519f6f51
-def _light(self, here, there, run, kin):
+@patch
+def light(self: _Curves, here, there, run, kin):
     "Light the settings `here` and `there`, the line of the budget, and that of the other seeds."
     c, theirs = curve(run, here.kimg), [s for r in kin for s in (*curve(r, here.kimg), None)]
-    aside = self.aside[here.kimg]
+    aside, height = self.aside[here.kimg], lambda s: max(s.value, self.floor)
     rings = [(here.nfe * aside, here)] + ([(there.nfe, there)] if there else [])
     with self.figure.batch_update():
         bold, ring, *_, others = self.figure.data
-        others.x, others.y = (
-            [s and s.nfe * aside for s in theirs],
-            [s and max(s.value, self.floor) for s in theirs],
-        )
-        bold.x, bold.y = [s.nfe * aside for s in c], _bars(c, self.floor)[0]
-        bold.line.color = _budget_colors(budgets(run))[here.kimg]
-        ring.x, ring.y = [x for x, _ in rings], [max(s.value, self.floor) for _, s in rings]
-
-
-_Curves.light = _light
+        others.x = [s and s.nfe * aside for s in theirs]
+        others.y = [s and height(s) for s in theirs]
+        bold.x, bold.y = [s.nfe * aside for s in c], [height(s) for s in c]
+        bold.line.color = budget_colors(budgets(run))[here.kimg]
+        ring.x, ring.y = [x for x, _ in rings], [height(s) for _, s in rings]
 
 # %% ../../nbs/workshop/explore.ipynb #a0f6cd8b
 class _Explorer:
+    "The explorer's widgets, the `Setting`s `here` and `there` that it shows, and what it has kept."
+
+    playing = None  # the task that goes through the budgets
+
     def __init__(self, atlas, run, kimg, nfe):
         import ipywidgets as w
 
@@ -332,56 +298,49 @@ class _Explorer:
                 "this atlas holds no run with a budget to choose: add one with Atlas.add(folder)"
             )
         self.kept, self.busy, self.drawn = {}, False, None
-        self.left, self.right, self.words, self.row, self.table, self.error = (
-            w.HTML() for _ in range(6)
-        )
+        self.left, self.right, self.words = (w.HTML() for _ in range(3))
+        self.row, self.table, self.error = (w.HTML() for _ in range(3))
         self.pick = _Pick(atlas, names, run or names(atlas)[0], kimg, nfe, self.move)
-        self.heun = w.SelectionSlider(options=[("–", -1)], description="Heun's", **_wide())
-        self.play = w.Button(
-            description="Play",
-            tooltip="go through the budgets from here",
-            layout=w.Layout(width="90px"),
-        )
+        self.heun = w.SelectionSlider(options=[("–", -1)], description="Heun's", **wide())
+        self.play = buttons(dict(Play="go through the budgets from here"))["Play"]
         self.curves = _Curves(self.look, self.leave, self.go, self.error)
         self.panel = self.arranged()
-        _listen(self.pick, self.error, self.left, self.right)
-        self.heun.observe(guard(self.error, self.move, self.left, self.right), "value")
-        self.play.on_click(guard(self.error, self.play_or_pause))
+        self.heard()
         try:
             self.refresh(atlas)
         except ValueError as e:
             self.error.value = complaint(e)  # the controls are there all the same
 
+# %% ../../nbs/workshop/explore.ipynb #0876e91c
+@patch
+def heard(self: _Explorer):
+    "Let the controls drive it."
+    shown = self.left, self.right
+    _listen(self.pick, self.error, *shown)
+    self.heun.observe(guard(self.error, self.move, *shown), "value")
+    self.play.on_click(guard(self.error, self.play_or_pause))
+
 # %% ../../nbs/workshop/explore.ipynb #a0f6cd8c
-def _arranged(self):
+@patch
+def arranged(self: _Explorer):
     """The widgets of the explorer in their places: the two sheets side by side however narrow the
     page."""
     import ipywidgets as w
 
     for side in (self.left, self.right):
         side.layout = w.Layout(width="204px", min_width="0", flex="0 1 204px")
-    pair = w.HBox(
-        [self.left, self.right],
-        layout=w.Layout(max_width="99%", min_height="240px", align_items="flex-start"),
-    )
-    row = w.Layout(flex_flow="row wrap", align_items="flex-start", max_width="1080px")
-    controls = w.HBox(
-        [self.pick.kimg, self.pick.nfe, self.play, self.heun, self.pick.run], layout=row
-    )
+    close = w.Layout(max_width="99%", min_height="240px", align_items="flex-start")
+    pair = w.HBox([self.left, self.right], layout=close)
+    row = dict(align_items="flex-start", max_width="1080px")
+    pick = self.pick
+    controls = in_rows([pick.kimg, pick.nfe, self.play, self.heun, pick.run], **row)
+    seen = in_rows([pair, self.curves.place], **row)
     self.words.layout.min_height, self.row.layout.min_height = "66px", "38px"
-    return w.VBox(
-        [
-            controls,
-            w.HBox([pair, self.curves.place], layout=row),
-            self.words,
-            self.row,
-            self.table,
-            self.error,
-        ]
-    )
+    return w.VBox([controls, seen, self.words, self.row, self.table, self.error])
 
 # %% ../../nbs/workshop/explore.ipynb #1439f1e8
-def _play_or_pause(self, *_):
+@patch
+def play_or_pause(self: _Explorer, *_):
     "Go through the budgets, or rest where they stand."
     if self.playing:
         return background(("play", id(self)))
@@ -389,8 +348,10 @@ def _play_or_pause(self, *_):
     self.play.description = "Pause"
     self.playing.add_done_callback(lambda _: self.rest())
 
-
-def _rest(self):
+# %% ../../nbs/workshop/explore.ipynb #b1263612
+@patch
+def rest(self: _Explorer):
+    "Stand where it stands."
     self.playing, self.play.description = None, "Play"
 
 # %% ../../nbs/workshop/explore.ipynb #a141e8d4
@@ -403,36 +364,25 @@ async def _played(self):
         await asyncio.sleep(0.9)
         slider.index = min(slider.index + 1, len(slider.options) - 1)
 
-
-_Explorer.arranged, _Explorer.play_or_pause, _Explorer.rest, _Explorer.playing = (
-    _arranged,
-    _play_or_pause,
-    _rest,
-    None,
-)
-
 # %% ../../nbs/workshop/explore.ipynb #3f6bae27
-def _refresh(self, atlas):
+@patch
+def refresh(self: _Explorer, atlas):
     "Take in `atlas`, in which runs may have grown."
     self.kept.clear()
     self.drawn = None
     self.pick.refresh(atlas)
     self.move()
 
-
-_Explorer.refresh = _refresh
-
 # %% ../../nbs/workshop/explore.ipynb #d5486035
-def _move(self, *_):
+@patch
+def move(self: _Explorer, *_):
     """Show the setting that the controls stand at: the pictures first, since they are what is
     waited for."""
     if self.busy:
         return
     run, kimg, nfe = self.pick.now
-    walk, kin = (
-        walk_of(self.pick.atlas, run),
-        [r for r in self.pick.atlas.family(run) if r is not run],
-    )
+    atlas = self.pick.atlas
+    walk, kin = walk_of(atlas, run), [r for r in atlas.family(run) if r is not run]
     self._prepare(run, walk)
     try:
         here = setting(run, kimg, nfe)
@@ -447,19 +397,21 @@ def _move(self, *_):
     try:
         self._pictures(run, walk, here, there)
     finally:
-        seeds = over_seeds(self.pick.atlas, run, kimg, nfe)
+        seeds = over_seeds(atlas, run, kimg, nfe)
         self.words.value = readout_html(explorer_words(here, there, walk, seeds))
         self.row.value = intervals_table(curve(run, kimg))
         self.curves.show(here, there, run, walk, kin)
 
 # %% ../../nbs/workshop/explore.ipynb #bf77b534
-def _leave(self):
+@patch
+def leave(self: _Explorer):
     "The pointer has left a point: its samples leave with it."
     run, _, _ = self.pick.now
     self._pictures(run, walk_of(self.pick.atlas, run), self.here, self.there)
 
 # %% ../../nbs/workshop/explore.ipynb #d5486036
-def _pictures(self, run, walk, here, there):
+@patch
+def _pictures(self: _Explorer, run, walk, here, there):
     "The samples of `here` and of Heun's `there`."
     for place, r, s, name in (
         (self.left, run, here, f"{here.kimg:g} kimg"),
@@ -468,7 +420,8 @@ def _pictures(self, run, walk, here, there):
         place.value = self._sheet(r, s, name, place) if s else ""
 
 # %% ../../nbs/workshop/explore.ipynb #18f72749
-def _sheet(self, run, s, name, place):
+@patch
+def _sheet(self: _Explorer, run, s, name, place):
     """The samples of one `Setting` as HTML, kept for the next time; `place` says so if there are
     none."""
     key = (s.run, s.kimg, s.nfe)
@@ -476,16 +429,14 @@ def _sheet(self, run, s, name, place):
         try:
             x = strip(run, s.kimg, s.nfe)
         except ValueError:
-            place.value = _heading(_titled(s, name)) + "<i>no pictures</i>"
+            place.value = heading_html(titled(s, name)) + "<i>no pictures</i>"
             raise
-        self.kept[key] = _samples(x, _titled(s, name), f"Sixteen samples: {say(s)}")
+        self.kept[key] = samples_html(x, titled(s, name), f"Sixteen samples: {say(s)}")
     return self.kept[key]
 
-
-_Explorer._pictures, _Explorer._sheet = _pictures, _sheet
-
 # %% ../../nbs/workshop/explore.ipynb #aab2a087
-def _prepare(self, run, walk):
+@patch
+def _prepare(self: _Explorer, run, walk):
     "What changes with the run only: the curves, the table, the ends of Heun's slider."
     if self.drawn is run:
         return
@@ -496,28 +447,36 @@ def _prepare(self, run, walk):
             self.heun.options = [(str(v), v) for v in steps] or [("–", -1)]
             self.heun.index = len(self.heun.options) - 1
         self.heun.disabled = not walk
-        rows = everything(run, walk)
-        title = f"All {len(rows)} settings as a table ({html.escape(measured_as(rows[0]))})"
-        self.table.value = (
-            "<details"
-            f' style="line-height:1.5"><summary>{title}</summary>{settings_table(rows)}</details>'
-        )
+        self.table.value = _folded_table(everything(run, walk))
     finally:
         self.busy = False
     self.curves.stale = True
 
+# %% ../../nbs/workshop/explore.ipynb #c00b9d5e
+def _folded_table(rows):
+    "All `Setting`s as a table that opens at a press."
+    title = f"All {len(rows)} settings as a table ({html.escape(measured_as(rows[0]))})"
+    return (
+        f'<details style="line-height:1.5"><summary>{title}</summary>'
+        f"{settings_table(rows)}</details>"
+    )
+
 # %% ../../nbs/workshop/explore.ipynb #15edb706
-def _look(self, kimg, nfe, walked):
+@patch
+def look(self: _Explorer, kimg, nfe, walked):
     "Show the samples of a point under the pointer."
     run, _, _ = self.pick.now
     walk = walk_of(self.pick.atlas, run)
-    here, there = (
-        (self.here, setting(walk, kimg, nfe)) if walked else (setting(run, kimg, nfe), self.there)
-    )
+    here, there = self.here, self.there
+    if walked:
+        there = setting(walk, kimg, nfe)
+    else:
+        here = setting(run, kimg, nfe)
     self._pictures(run, walk, here, there)
 
 # %% ../../nbs/workshop/explore.ipynb #9582f876
-def _go(self, kimg, nfe, walked):
+@patch
+def go(self: _Explorer, kimg, nfe, walked):
     "Move the sliders to a point that was clicked."
     if walked:
         self.heun.value = nfe
@@ -528,10 +487,6 @@ def _go(self, kimg, nfe, walked):
     finally:
         self.pick.busy = False
     self.move()
-
-
-_Explorer.move, _Explorer.leave, _Explorer._prepare = _move, _leave, _prepare
-_Explorer.look, _Explorer.go = _look, _go
 
 # %% ../../nbs/workshop/explore.ipynb #6b2279aa
 def explorer_words(here, there, walk, seeds=()):
@@ -573,32 +528,37 @@ def explorer(atlas, run=None, kimg=None, nfe=1):
 
 # %% ../../nbs/workshop/explore.ipynb #3ad2dc8c
 class _Compare:
+    "The widgets of two settings side by side; `now` holds what they show."
+
     def __init__(self, atlas, first, second):
         import ipywidgets as w
 
         if not atlas.runs:
             raise ValueError("this atlas is empty: add a run with Atlas.add(folder)")
         first, second = _begin(atlas, first, second)
-        place = dict(width="224px", min_width="0", flex="0 1 224px")
+        place = dict(width="224px", min_width="208px", flex="0 1 224px")
         self.places = [w.HTML(layout=w.Layout(**place)) for _ in range(3)]
         self.words, self.error = w.HTML(layout=w.Layout(min_height="116px")), w.HTML()
-        self.now, self.busy, self.note = None, False, ""
-        same = "same budget and evaluations for both"
-        self.together = w.Checkbox(
-            value=tuple(first[1:]) == tuple(second[1:]),
-            description=same,
-            indent=False,
-            layout=w.Layout(width="300px", margin="2px 8px 2px 80px"),
-        )
+        self.now, self.shown, self.busy, self.note = None, None, False, ""
+        self.together = _together(tuple(first[1:]) == tuple(second[1:]))
         self.first = _Pick(atlas, lambda atlas: list(atlas.runs), *first, self.move)
         self.second = _Pick(atlas, self.fellows, *second, self.move)
         for pick in (self.first, self.second):
             _listen(pick, self.error, *self.places)
         self.together.observe(guard(self.error, self.move, *self.places), "value")
-        columns = [w.VBox([p.run, p.kimg, p.nfe]) for p in (self.first, self.second)]
-        controls = w.HBox(columns, layout=w.Layout(flex_flow="row wrap"))
-        self.panel = w.VBox([controls, self.together, w.HBox(self.places), self.words, self.error])
+        controls = in_rows(w.VBox([p.run, p.kimg, p.nfe]) for p in (self.first, self.second))
+        pictures = in_rows(self.places)
+        self.panel = w.VBox([controls, self.together, pictures, self.words, self.error])
         self.move()
+
+# %% ../../nbs/workshop/explore.ipynb #8ad21ee4
+def _together(value):
+    "The box that lets the second setting follow the first."
+    import ipywidgets as w
+
+    same = "same budget and evaluations for both"
+    layout = w.Layout(width="300px", margin="2px 8px 2px 80px")
+    return w.Checkbox(value=value, description=same, indent=False, layout=layout)
 
 # %% ../../nbs/workshop/explore.ipynb #3ad2dc8d
 def _begin(atlas, first, second):
@@ -615,12 +575,14 @@ def _begin(atlas, first, second):
     return first, second
 
 # %% ../../nbs/workshop/explore.ipynb #3ad2dc8e
-def _fellows(self, atlas):
+@patch
+def fellows(self: _Compare, atlas):
     "The runs whose distances have the unit of the first."
     return [r.name for r in atlas.runs.values() if r.unit == self.first.charted.unit]
 
 # %% ../../nbs/workshop/explore.ipynb #f056959b
-def _follow(self, run, kimg, nfe):
+@patch
+def follow(self: _Compare, run, kimg, nfe):
     """Let the second stand where the first does; where it was not measured there, untick the box
     and say so."""
     atlas, name, self.note = self.first.atlas, None, ""
@@ -642,11 +604,20 @@ def _follow(self, run, kimg, nfe):
     for s in (self.second.kimg, self.second.nfe):
         s.disabled = self.together.value
 
-# %% ../../nbs/workshop/explore.ipynb #329ad499
-_Compare.follow, _Compare.fellows = _follow, _fellows
+# %% ../../nbs/workshop/explore.ipynb #d01e46b7
+def _compared(atlas, *pairs):
+    """Two settings (run, kimg, nfe), their samples and what is said of them: a, b, xa, xb, words.
+
+    ValueError if they cannot be compared."""
+    a, b = (setting(*p) for p in pairs)
+    xa, xb = (strip(*p) for p in pairs)
+    seeds = [over_seeds(atlas, *p) for p in pairs]
+    words = compare_words(a, b, difference(xa, xb), seeds)
+    return dict(a=a, b=b, xa=xa, xb=xb, words=words)
 
 # %% ../../nbs/workshop/explore.ipynb #89e716ee
-def _compared(self, *_):
+@patch
+def move(self: _Compare, *_):
     """Show the two settings that the controls stand at; where they go together, the second follows
     the first."""
     if self.busy:
@@ -657,28 +628,31 @@ def _compared(self, *_):
     finally:
         self.busy = False
     pairs = [(run, kimg, nfe), self.second.now]
+    shown = [(r.name, *at) for r, *at in pairs]
+    if shown == self.shown and not self.note:
+        return  # the box alone has moved: what it said stands
     try:
-        a, b = (setting(*p) for p in pairs)
-        xa, xb = (strip(*p) for p in pairs)
-        words = compare_words(
-            a, b, difference(xa, xb), [over_seeds(self.first.atlas, *p) for p in pairs]
-        )
+        self.now, self.shown = _compared(self.first.atlas, *pairs), shown
     except ValueError:
+        self.shown = None
         self.words.value = readout_html(
             "These two cannot be compared; the pictures are those of the pair before."
         )
         raise
-    self.now = dict(a=a, b=b, xa=xa, xb=xb, words=words + self.note)
+    self.now["words"] += self.note
+    self.show()
+
+# %% ../../nbs/workshop/explore.ipynb #d4fa243f
+@patch
+def show(self: _Compare):
+    "The samples of both, their difference, and the words."
+    a, b, xa, xb, words = (self.now[k] for k in ("a", "b", "xa", "xb", "words"))
     for place, x, s in zip(self.places, (xa, xb), (a, b)):
-        place.value = _samples(x, _named(s), say(s), 216)
-    unlike = "<b>second − first</b><br>orange brighter, blue darker"
-    self.places[2].value = _samples(
-        difference_sheet(xa[:16], xb[:16]), unlike, "The difference of the two, pixel by pixel", 216
-    )
-    self.words.value = readout_html(self.now["words"])
-
-
-_Compare.move = _compared
+        place.value = samples_html(x, named(s), say(s), 216)
+    sheet, alt = difference_sheet(xa[:16], xb[:16]), "The difference of the two, pixel by pixel"
+    title = "<b>second − first</b><br>orange brighter, blue darker"
+    self.places[2].value = samples_html(sheet, title, alt, 216)
+    self.words.value = readout_html(words)
 
 # %% ../../nbs/workshop/explore.ipynb #813ba2a1
 def compare_panel(atlas, first=None, second=None):
@@ -712,16 +686,14 @@ def run_words(folder):
     run = RunFolder(folder)
     if not Path(folder).is_dir():
         return f"There is no folder {folder} yet."
-    losses = [r for r in run.records() if isinstance(r, dict) and r.get("metric") == "loss"]
-    words = (
-        f"{run.path.name}: {len(run.snapshots())} snapshots,"
-        f" {sum(isinstance(r, dict) and 'features' in r for r in run.records())} measured settings"
-    )
-    return words + (
-        f"; the newest loss is {losses[-1]['value']:.3g}, after {losses[-1]['kimg']:.4g} kimg."
-        if losses
-        else "."
-    )
+    records = [r for r in run.records() if isinstance(r, dict)]
+    losses = [r for r in records if r.get("metric") == "loss"]
+    measured = sum("features" in r for r in records)
+    words = f"{run.path.name}: {len(run.snapshots())} snapshots, {measured} measured settings"
+    if losses:
+        newest = losses[-1]
+        words += f"; the newest loss is {newest['value']:.3g}, after {newest['kimg']:.4g} kimg"
+    return words + "."
 
 # %% ../../nbs/workshop/explore.ipynb #adeb3e5b
 _TIPS = dict(
@@ -730,8 +702,10 @@ _TIPS = dict(
     Stop="rest; what was measured is kept",
 )
 
-
+# %% ../../nbs/workshop/explore.ipynb #805e7c12
 class _MyRun:
+    "The widgets of a run that still grows, and the tasks at work on its folder."
+
     task = watch = view = None
 
     def __init__(self, folder, atlas, pictures, network, n, every):
@@ -739,48 +713,44 @@ class _MyRun:
 
         self.folder, self.atlas = Path(folder), Atlas(atlas.runs.values() if atlas else ())
         self.pictures, self.network, self.n, self.every = pictures, network, n, every
-        self.buttons = {
-            name: w.Button(description=name, tooltip=tip, layout=w.Layout(width="90px"))
-            for name, tip in _TIPS.items()
-        }
-        self.auto = w.Checkbox(
-            value=False,
-            description=f"every {every:g} s",
-            indent=False,
-            layout=w.Layout(width="120px"),
-        )
+        self.buttons, narrow = buttons(_TIPS), w.Layout(width="120px")
+        name = f"every {every:g} s"
+        self.auto = w.Checkbox(value=False, description=name, indent=False, layout=narrow)
         self.bar = w.IntProgress(max=1, layout=w.Layout(width="240px"))
         self.words, self.error, self.body = w.HTML(), w.HTML(), w.VBox([])
-        row = [*self.buttons.values(), self.auto, self.bar]
-        self.panel = w.VBox([_row(row), self.words, self.error, self.body])
+        row = in_rows([*self.buttons.values(), self.auto, self.bar])
+        self.panel = w.VBox([row, self.words, self.error, self.body])
         for work in ("measure", "follow"):
             background(self.key(work))  # an older panel of this folder rests
-        for name, act in zip(_TIPS, (self.refresh, self.measure, self.stop)):
-            self.buttons[name].on_click(guard(self.error, lambda *_, act=act: act()))
-        self.auto.observe(guard(self.error, lambda *_: self.follow()), "value")
+        self.heard()
         self.enable()
         self.look()
 
-# %% ../../nbs/workshop/explore.ipynb #adeb3e5c
-def _row(widgets):
-    import ipywidgets as w
-
-    return w.HBox(widgets, layout=w.Layout(flex_flow="row wrap"))
+# %% ../../nbs/workshop/explore.ipynb #91471e82
+@patch
+def heard(self: _MyRun):
+    "Let the buttons and the box drive it."
+    for name, act in zip(_TIPS, (self.refresh, self.measure, self.stop)):
+        self.buttons[name].on_click(guard(self.error, lambda *_, act=act: act()))
+    self.auto.observe(guard(self.error, lambda *_: self.follow()), "value")
 
 # %% ../../nbs/workshop/explore.ipynb #4d126322
-def _key(self, work):
+@patch
+def key(self: _MyRun, work):
     "The name of the one task of that kind on this folder."
     return work, str(self.folder.resolve())
 
 # %% ../../nbs/workshop/explore.ipynb #c6764eba
-def _enable_my_run(self):
+@patch
+def enable(self: _MyRun):
     "Switch off the buttons that would do nothing."
     able = self.pictures is not None and self.network is not None
     self.buttons["Measure"].disabled = self.task is not None or not able
     self.buttons["Stop"].disabled = self.task is None
 
 # %% ../../nbs/workshop/explore.ipynb #61c697cc
-def _refresh_my_run(self):
+@patch
+def refresh(self: _MyRun):
     "Read the folder again; what has not changed is not drawn anew."
     self.words.value, name = readout_html(run_words(self.folder)), f"{self.folder.name} (this run)"
     before = self.atlas.runs.get(name)
@@ -792,39 +762,31 @@ def _refresh_my_run(self):
         self.view.refresh(self.atlas)
 
 # %% ../../nbs/workshop/explore.ipynb #3e2f56b1
-def _look_my_run(self):
+@patch
+def look(self: _MyRun):
     "As `refresh`, with what went wrong shown in the panel."
     safely(self.error, self.refresh)()
 
-
-_MyRun.key, _MyRun.enable = _key, _enable_my_run
-_MyRun.refresh, _MyRun.look = _refresh_my_run, _look_my_run
-
 # %% ../../nbs/workshop/explore.ipynb #1a818b43
-def _measure(self):
+@patch
+def measure(self: _MyRun):
     "Measure what has no record, in a task that hands the thread back after each setting."
     if self.task:
         return
     run = RunFolder(self.folder)
-    kimgs = doubling(run.snapshots())
-    work = survey(
-        self.folder,
-        self.pictures,
-        self.network,
-        kimgs=kimgs,
-        n=self.n,
-        init=str(run.config().get("init")),
-    )
-    done = {
-        (r.get("kimg"), r.get("nfe"))
-        for r in run.records()
-        if isinstance(r, dict) and "features" in r
-    }
-    left = sum((k, n) not in done for k in kimgs for n in TIMES)
+    how = dict(kimgs=doubling(run.snapshots()), n=self.n, init=str(run.config().get("init")))
+    work, left = survey(self.folder, self.pictures, self.network, **how), _left(run)
     self.bar.max, self.bar.value = max(1, left), 0
     self.task = background(self.key("measure"), _measured_one_by_one(self, work, left))
     self.task.add_done_callback(lambda _: self.rested())
     self.enable()
+
+# %% ../../nbs/workshop/explore.ipynb #8fecac92
+def _left(run):
+    "How many settings of a `RunFolder` at budgets that double have no record."
+    records = [r for r in run.records() if isinstance(r, dict) and "features" in r]
+    done = {(r.get("kimg"), r.get("nfe")) for r in records}
+    return sum((k, n) not in done for k in doubling(run.snapshots()) for n in TIMES)
 
 # %% ../../nbs/workshop/explore.ipynb #1a818b44
 async def _measured_one_by_one(self, work, left):
@@ -835,28 +797,31 @@ async def _measured_one_by_one(self, work, left):
             self.refresh()
             await asyncio.sleep(0.01)
         self.refresh()
-        said = (
-            f"Measured {self.bar.value} settings."
-            if left
-            else (
+        said = f"Measured {self.bar.value} settings."
+        if not left:
+            said = (
                 "Nothing is left to measure: every snapshot at budgets that double has its records."
             )
-        )
         self.words.value = readout_html(f"{run_words(self.folder)} {said}")
     except Exception as e:
         self.error.value = complaint(e)
 
 # %% ../../nbs/workshop/explore.ipynb #c8306b96
-def _rested(self):
+@patch
+def rested(self: _MyRun):
+    "The measuring task has ended."
     self.task = None
     self.enable()
 
 # %% ../../nbs/workshop/explore.ipynb #7864df9e
-def _stop(self):
+@patch
+def stop(self: _MyRun):
+    "End the measuring task."
     background(self.key("measure"))
 
 # %% ../../nbs/workshop/explore.ipynb #b08b3684
-def _follow_folder(self):
+@patch
+def follow(self: _MyRun):
     "Refresh every few seconds while the box is ticked."
 
     async def go():
@@ -874,9 +839,6 @@ def _follow_folder(self):
         return
     self.watch = background(self.key("follow"), go())
     self.watch.add_done_callback(over)
-
-# %% ../../nbs/workshop/explore.ipynb #67986638
-_MyRun.measure, _MyRun.rested, _MyRun.stop, _MyRun.follow = _measure, _rested, _stop, _follow_folder
 
 # %% ../../nbs/workshop/explore.ipynb #11331780
 def my_run(folder, atlas=None, pictures=None, network=None, n=250, every=5.0):

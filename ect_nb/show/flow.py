@@ -9,8 +9,16 @@ __all__ = ['Flow', 'natural', 'flow', 'FlowPicture', 'flow_words', 'flow_panel']
 import math
 import torch
 from dataclasses import dataclass
-from .panels import _nearest, falling_slider, guard, readout_html, safely
-from .pictures import COLORS, image_html, quick_png, sharpness
+from ect_nb.show.panels import (
+    Shown,
+    falling_slider,
+    in_rows,
+    nearest_stop,
+    readout_html,
+    safely,
+)
+from .pictures import COLORS, quick_png, sharpness
+from fastcore.basics import patch
 
 # %% ../../nbs/inside/flow.ipynb #ca18bf8e
 @dataclass
@@ -60,7 +68,7 @@ def flow(mixture, models, x, t, n=60):
 # %% ../../nbs/inside/flow.ipynb #61077a51
 _LOOKS = (("vermillion", "D"), ("blue", "s"), ("purple", "^"), ("green", "v"))
 
-
+# %% ../../nbs/inside/flow.ipynb #4e85c351
 class FlowPicture:
     """The flow of a 1-D `mixture` with one point on it: `draw(x, t)` gives PNG bytes.
 
@@ -79,20 +87,25 @@ class FlowPicture:
         self.figure, (self.left, self.right) = _flow_axes(mixture, dpi * sharpness())
         self.moving = _flow_strokes(self.left, self.right, models)
 
-    def draw(self, x, t):
-        "PNG bytes of the picture with the point `x` at level `t`."
-        return self.render(flow(self.mixture, self.models, x, t))
+# %% ../../nbs/inside/flow.ipynb #7fd53c18
+@patch
+def draw(self: FlowPicture, x, t):
+    "PNG bytes of the picture with the point `x` at level `t`."
+    return self.render(flow(self.mixture, self.models, x, t))
 
-    def point(self, u, v):
-        """(x at its natural size, t) at the fractions `u`, `v` of the picture's width and height; t
-        is None right of the paths."""
-        width, height = self.figure.bbox.size
-        t, x = self.left.transData.inverted().transform((u * width, (1 - v) * height))
-        beyond = u * width > self.left.bbox.x1
-        return float(x), None if beyond else float(t)
+# %% ../../nbs/inside/flow.ipynb #a69c9a47
+@patch
+def point(self: FlowPicture, u, v):
+    """(x at its natural size, t) at the fractions `u`, `v` of the picture's width and height; t
+    is None right of the paths."""
+    width, height = self.figure.bbox.size
+    t, x = self.left.transData.inverted().transform((u * width, (1 - v) * height))
+    beyond = u * width > self.left.bbox.x1
+    return float(x), None if beyond else float(t)
 
 # %% ../../nbs/inside/flow.ipynb #9cfaed50
-def _render(self, point):
+@patch
+def render(self: FlowPicture, point):
     "PNG bytes of a `Flow`."
     canvas = self.figure.canvas
     if self.still is None:
@@ -104,9 +117,6 @@ def _render(self, point):
         stroke.axes.draw_artist(stroke)
     return quick_png(canvas)
 
-
-FlowPicture.render = _render
-
 # %% ../../nbs/inside/flow.ipynb #aade658c
 def _flow_axes(mixture, dpi):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -115,28 +125,31 @@ def _flow_axes(mixture, dpi):
     fig = Figure(figsize=(8, 3.3), dpi=dpi, layout="constrained")
     FigureCanvasAgg(fig)
     left, right = fig.subplots(1, 2, sharey=True, width_ratios=[3, 1])
-    z, levels = (
-        torch.linspace(-2.4, 2.4, 25, dtype=torch.float64),
-        torch.logspace(math.log10(80), math.log10(0.002), 60, dtype=torch.float64),
-    )
+    _draw_paths(left, mixture)
+    _draw_density(right, mixture)
+    return fig, (left, right)
+
+# %% ../../nbs/inside/flow.ipynb #1342fb08
+def _draw_paths(ax, mixture):
+    "Twenty-five paths from t = 80 down to .002."
+    z = torch.linspace(-2.4, 2.4, 25, dtype=torch.float64)
+    levels = torch.logspace(math.log10(80), math.log10(0.002), 60, dtype=torch.float64)
     paths = mixture.transport(
         (80 * z).repeat_interleave(60)[:, None],
         torch.tensor(80.0, dtype=torch.float64),
         levels.repeat(25),
     ).view(25, 60)
-    left.plot(levels, natural(paths, levels).T, color=COLORS["sky"], lw=0.7, alpha=0.7)
-    left.set(
-        xscale="log",
-        xlim=(80, 0.002),
-        ylim=(-2.6, 2.6),
-        xlabel="noise level t, falling",
-        ylabel="x, at its natural size",
-    )
+    ax.plot(levels, natural(paths, levels).T, color=COLORS["sky"], lw=0.7, alpha=0.7)
+    ax.set(xscale="log", xlim=(80, 0.002), ylim=(-2.6, 2.6))
+    ax.set(xlabel="noise level t, falling", ylabel="x, at its natural size")
+
+# %% ../../nbs/inside/flow.ipynb #e6dad81e
+def _draw_density(ax, mixture):
+    "The density of the data, lying on its side."
     grid = torch.linspace(-2.6, 2.6, 400, dtype=torch.float64)
     density = mixture.log_prob(grid[:, None], 0.0).exp()
-    right.fill_betweenx(grid, density / density.max(), color="0.85", lw=0, label="data")
-    right.set(xlim=(0, 1.08), xticks=[], xlabel="which data could\nhave led here")
-    return fig, (left, right)
+    ax.fill_betweenx(grid, density / density.max(), color="0.85", lw=0, label="data")
+    ax.set(xlim=(0, 1.08), xticks=[], xlabel="which data could\nhave led here")
 
 # %% ../../nbs/inside/flow.ipynb #2ac1fe27
 def _flow_strokes(left, right, models):
@@ -201,45 +214,46 @@ def flow_panel(mixture, models, x=0.6, t=10.0):
     answers. Show it with `show_panel`."""
     import ipywidgets as w
 
-    wide = dict(layout=w.Layout(width="46%", min_width="260px"))
-    sliders = (
-        w.FloatSlider(
-            value=x, min=-2.4, max=2.4, step=0.02, description="x", readout_format=".2f", **wide
-        ),
-        falling_slider(t, 80.0, 0.01, "t", **wide),
-    )
-    picture, words, error = (w.HTML() for _ in range(3))
-    row = w.HBox(sliders, layout=w.Layout(flex_flow="row wrap"))
-    panel = w.VBox([row, picture, words, error])
-    panel.art, panel.state = FlowPicture(mixture, models), {}
-    move = _flow_move(panel, sliders, picture, words)
+    shown, sliders = Shown(), _flow_sliders(x, t)
+    panel = w.VBox([in_rows(sliders), shown.picture, shown.words, shown.error])
+    panel.art, panel.state, panel.still = FlowPicture(mixture, models), {}, shown.still
+    move = _flow_move(panel, sliders, shown)
     for s in sliders:
-        s.observe(guard(error, move, picture), "value")
-    panel.still = lambda: (panel.state["png"], "The flow of the mixture. " + panel.state["words"])
-    panel.hold = safely(error, _flow_hold(panel, sliders, move), picture)
+        s.observe(shown.guard(move), "value")
+    panel.hold = safely(shown.error, _flow_hold(panel, sliders, move), shown.picture)
     move()
     return panel
 
+# %% ../../nbs/inside/flow.ipynb #690d5469
+def _flow_sliders(x, t):
+    "Sliders for x at its natural size, and for the level, which falls."
+    import ipywidgets as w
+
+    half = dict(layout=w.Layout(width="46%", min_width="260px"))
+    place = dict(min=-2.4, max=2.4, step=0.02, readout_format=".2f")
+    return (
+        w.FloatSlider(value=x, description="x", **place, **half),
+        falling_slider(t, 80.0, 0.01, "t", **half),
+    )
+
 # %% ../../nbs/inside/flow.ipynb #bd900e16
-def _flow_move(panel, sliders, picture, words):
+def _flow_move(panel, sliders, shown):
     "What a move of the sliders does: the numbers, the picture, the sentence."
-    state = panel.state
 
     def move(*_):
-        if state.get("busy"):
+        if panel.state.get("busy"):
             return
         x, t = (s.value for s in sliders)
         try:
             point = flow(panel.art.mixture, panel.art.models, x * (1 + t**2) ** 0.5, t)
         except Exception:
-            words.value = readout_html(
+            shown.words.value = readout_html(
                 f"No answer at t = {t:.3g}, x = {x:.2f} at its natural size; "
                 "the picture shows the point before."
             )
             raise
-        state.update(png=panel.art.render(point), words=flow_words(point))
-        picture.value = image_html(state["png"], "The flow of the mixture. " + state["words"], 800)
-        words.value = readout_html(state["words"])
+        words = flow_words(point)
+        shown.show(panel.art.render(point), words, "The flow of the mixture. " + words)
 
     return move
 
@@ -253,7 +267,7 @@ def _flow_hold(panel, sliders, move):
         try:
             across.value = min(max(x, across.min), across.max)
             if t is not None:
-                level.index = _nearest(level, t)
+                level.index = nearest_stop(level, t)
         finally:
             panel.state["busy"] = False
         move()

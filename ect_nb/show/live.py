@@ -7,15 +7,15 @@ __all__ = ['evaluations', 'read_times', 'live_panel']
 
 # %% ../../nbs/workshop/live.ipynb #2ef698b9
 import asyncio
-import io
 import math
 import time
 import torch
-from ..diffusion import ask, falling
+from ..asking import ask, falling
 from ..sampling import noises, steps
-from .panels import background, complaint, dimmed, guard, readout_html
-from .pictures import draw_png, image_html, images_figure, tile
+from .panels import background, complaint, dimmed, guard, in_rows, readout_html, wide
+from .pictures import draw_png, image_html, images_figure, sheet_png, tile
 from .tuning import Tuning
+from fastcore.basics import patch
 
 # %% ../../nbs/workshop/live.ipynb #d6fb8288
 def evaluations(model, z, times, generator=None):
@@ -49,26 +49,30 @@ class _Live:
         found = self.models[name]
         return found.model if isinstance(found, Tuning) else found
 
-    def run(self, name, times, seed):
-        """Yields (k, samples) after each evaluation; those that are known from the move before are
-        not asked again."""
-        z = torch.randn(self.n, *self.shape, generator=torch.Generator().manual_seed(seed))
-        model, fresh = self.model(name), torch.Generator().manual_seed(seed + 1)
-        known = _Known(model, self.trail, (name, seed, _version(model)), times)
-        self.trail = known.trail
-        for k, x in enumerate(evaluations(known, z, times, fresh)):
-            yield k + 1, x
+# %% ../../nbs/workshop/live.ipynb #f913e921
+@patch
+def run(self: _Live, name, times, seed):
+    """Yields (k, samples) after each evaluation; those that are known from the move before are
+    not asked again."""
+    z = torch.randn(self.n, *self.shape, generator=torch.Generator().manual_seed(seed))
+    model, fresh = self.model(name), torch.Generator().manual_seed(seed + 1)
+    known = _Known(model, self.trail, (name, seed, _version(model)), times)
+    self.trail = known.trail
+    for k, x in enumerate(evaluations(known, z, times, fresh)):
+        yield k + 1, x
 
-    def say(self, name, times, k, seconds):
-        "What is shown, in one sentence."
-        found = self.models[name]
-        tuned = f", tuned on {found.images:,} pictures" if isinstance(found, Tuning) else ""
-        done = f"{k} of {len(times)} evaluation{'s' * (len(times) > 1)}"
-        levels = ", ".join(f"{t:g}" for t in times)
-        return (
-            f"{name}{tuned}: {self.n} pictures after {done}, at {levels}; {1000 * seconds:.0f} ms"
-            " on this machine."
-        )
+# %% ../../nbs/workshop/live.ipynb #61d11ffe
+@patch
+def say(self: _Live, name, times, k, seconds):
+    "What is shown, in one sentence."
+    found = self.models[name]
+    tuned = f", tuned on {found.images:,} pictures" if isinstance(found, Tuning) else ""
+    done = f"{k} of {len(times)} evaluation{'s' * (len(times) > 1)}"
+    levels = ", ".join(f"{t:g}" for t in times)
+    return (
+        f"{name}{tuned}: {self.n} pictures after {done}, at {levels}; {1000 * seconds:.0f} ms"
+        " on this machine."
+    )
 
 # %% ../../nbs/workshop/live.ipynb #5465e5d4
 class _Known:
@@ -96,13 +100,6 @@ def _version(model):
         return None
     return id(model), sum(p._version for p in model.parameters())
 
-# %% ../../nbs/workshop/live.ipynb #c5ece2b3
-def _wide():
-    import ipywidgets as w
-
-    layout = w.Layout(width="330px", max_width="98%", margin="2px 8px 2px 0")
-    return dict(style=dict(description_width="76px"), layout=layout)
-
 # %% ../../nbs/workshop/live.ipynb #216f70d2
 def _level_two(text, level):
     "Whether `text` lists two levels of which the second is `level`, as near as a slider can stand."
@@ -123,9 +120,8 @@ def live_panel(models, shape=(1, 28, 28), times=(80.0,), n=16):
     background("live")  # an earlier panel samples no longer
     live, c = _Live(models, shape, n), _live_controls(models, times)
     live.controls = c
-    row = w.Layout(flex_flow="row wrap", max_width="960px")
     sliders, buttons = ("menu", "text", "second", "seed"), ("go", "stop", "bar")
-    rows = [w.HBox([c[k] for k in names], layout=row) for names in (sliders, buttons)]
+    rows = [in_rows([c[k] for k in names], max_width="960px") for names in (sliders, buttons)]
     panel = w.VBox([*rows, c["picture"], c["words"], c["error"]])
 
     def safe(act):
@@ -148,20 +144,11 @@ def _live_controls(models, times):
     import ipywidgets as w
 
     levels = ", ".join(f"{t:g}" for t in times)
-    second = times[1] if len(times) == 2 and 0.1 <= times[1] <= 63 else 2.5
     return dict(
-        menu=w.Dropdown(options=list(models), description="model", **_wide()),
-        text=w.Text(value=levels, description="levels", continuous_update=False, **_wide()),
-        second=w.FloatLogSlider(
-            value=second,
-            min=-1,
-            max=1.8,
-            step=0.02,
-            description="level 2",
-            readout_format=".3g",
-            **_wide(),
-        ),
-        seed=w.IntSlider(value=3, min=0, max=99, description="noise", **_wide()),
+        menu=w.Dropdown(options=list(models), description="model", **wide()),
+        text=w.Text(value=levels, description="levels", continuous_update=False, **wide()),
+        second=_second_slider(times),
+        seed=w.IntSlider(value=3, min=0, max=99, description="noise", **wide()),
         go=w.Button(description="Sample", tooltip="evaluate at all the levels"),
         stop=w.Button(description="Stop", tooltip="keep what is there", disabled=True),
         bar=w.IntProgress(max=1, layout=w.Layout(width="150px")),
@@ -169,6 +156,15 @@ def _live_controls(models, times):
         words=w.HTML(),
         error=w.HTML(),
     )
+
+# %% ../../nbs/workshop/live.ipynb #b2fd5613
+def _second_slider(times):
+    "A slider for the second of two levels, standing where `times` has it if it can."
+    import ipywidgets as w
+
+    second = times[1] if len(times) == 2 and 0.1 <= times[1] <= 63 else 2.5
+    about = dict(min=-1, max=1.8, step=0.02, description="level 2", readout_format=".3g")
+    return w.FloatLogSlider(value=second, **about, **wide())
 
 # %% ../../nbs/workshop/live.ipynb #0b23248e
 def _slid(live):
@@ -199,11 +195,8 @@ def _follow(live):
     try:
         times = read_times(c["text"].value)
     except ValueError:
-        c["words"].value = readout_html(
-            "No samples at these levels; the picture shows those before."
-            if live.x is not None
-            else ""
-        )
+        none = "No samples at these levels; the picture shows those before."
+        c["words"].value = readout_html("" if live.x is None else none)
         raise
     if live.x is not None and len(times) > 2:
         c["words"].value = readout_html(f"{len(times)} evaluations: press Sample.")
@@ -228,15 +221,10 @@ def _answer(live, name, times, seed):
 # %% ../../nbs/workshop/live.ipynb #d03be7e2
 def _appear(live, x, words, k, total):
     "Show the samples `x` with their `words`, after `k` of `total` evaluations."
-    from PIL import Image
-
     live.x, live.words = x, words
     sheet, c = tile(x, 8), live.controls
-    file, zoom = io.BytesIO(), max(1, round(960 / sheet.shape[1]))
-    if sheet.shape[-1] == 1:
-        sheet = sheet.squeeze(-1)
-    Image.fromarray(sheet.repeat(zoom, 0).repeat(zoom, 1)).save(file, "PNG", compress_level=1)
-    c["picture"].value = image_html(file.getvalue(), words, 620)
+    picture = sheet_png(sheet, max(1, round(960 / sheet.shape[1])), compress_level=1)
+    c["picture"].value = image_html(picture, words, 620)
     c["words"].value = readout_html(words)
     c["bar"].max, c["bar"].value = total, k
 

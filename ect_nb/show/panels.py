@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VIEW', 'show_panel', 'still_html', 'enliven', 'here', 'guard', 'safely', 'complaint', 'dimmed', 'background',
-           'readout_html', 'falling_slider', 'figure_panel']
+           'readout_html', 'Shown', 'falling_slider', 'nearest_stop', 'wide', 'in_rows', 'buttons', 'figure_panel']
 
 # %% ../../nbs/inside/panels.ipynb #3d94fd62
 import asyncio
@@ -16,7 +16,7 @@ from .pictures import described, draw_png, image_html
 # %% ../../nbs/inside/panels.ipynb #719de31b
 VIEW = "application/vnd.jupyter.widget-view+json"
 
-
+# %% ../../nbs/inside/panels.ipynb #1b48f028
 def show_panel(panel):
     """Display a panel of this module.
 
@@ -56,6 +56,7 @@ const naming = panel => panel.querySelectorAll('.widget-slider').forEach(box => 
   say(readout, 'aria-label', name && name + ', as a number') })
 """
 
+# %% ../../nbs/inside/panels.ipynb #3ea7267b
 _HOLD = """
 const holding = (panel, model) => {
   let want, held, waits, n = 0
@@ -87,13 +88,15 @@ export default { render({ model, el }) {
   begin()
   return () => watch?.disconnect() } }
 """
+
+# %% ../../nbs/inside/panels.ipynb #e273b3b5
 _STYLE = """
 .ect-hold img { cursor: crosshair; touch-action: none }
 .ect-panel .widget-html-content { min-width: 0 }
 .ect-panel .widget-slider .widget-readout { min-width: 48px }
 """
 
-
+# %% ../../nbs/inside/panels.ipynb #79d223d9
 def _hands(hold):
     "What works in the browser for one panel; it shows nothing of its own."
     import anywidget
@@ -184,7 +187,7 @@ def dimmed(content):
 # %% ../../nbs/inside/panels.ipynb #d2a9fd5b
 _TASKS = {}
 
-
+# %% ../../nbs/inside/panels.ipynb #35b328b0
 def background(key, work=None):
     """Let the coroutine `work` go on between the cells, as the only task called `key`.
 
@@ -205,15 +208,39 @@ def background(key, work=None):
     return task
 
 # %% ../../nbs/inside/panels.ipynb #0881716d
-def readout_html(words):
-    "The sentence of a panel, as HTML that is read out when it changes."
+def readout_html(words, live="polite"):
+    """The sentence of a panel, as HTML that is read out when it changes; with `live` "off" only
+    when it is asked for."""
     return (
         '<div class="ect-readout" style="line-height:1.5"'
-        f' aria-live="polite">{html.escape(words)}</div>'
+        f' aria-live="{live}">{html.escape(words)}</div>'
     )
 
+# %% ../../nbs/inside/panels.ipynb #9086fda9
+class Shown:
+    """What a panel shows, in three HTML widgets: a `picture`, the `words` of what is seen, and
+    the `error` that kept a new one away."""
 
-_readout = readout_html
+    def __init__(self, width=800):
+        import ipywidgets as w
+
+        self.picture, self.words, self.error = (w.HTML() for _ in range(3))
+        self.width, self.png, self.alt = width, None, ""
+
+    def show(self, png, words, alt=None, content=None):
+        """Put up a PNG (bytes) and its words; `alt` is the picture's sentence if it is another,
+        `content` HTML that says the words in its own form."""
+        self.png, self.alt = png, alt or words
+        self.picture.value = image_html(png, self.alt, self.width)
+        self.words.value = content or readout_html(words)
+
+    def guard(self, act):
+        "`act` for a widget's event; after an error the picture before it is dimmed."
+        return guard(self.error, act, self.picture)
+
+    def still(self):
+        "The picture now and its sentence."
+        return self.png, self.alt
 
 # %% ../../nbs/inside/panels.ipynb #0c4e1673
 def falling_slider(value, most, least, description, per_decade=50, readout_format=".3g", **more):
@@ -236,10 +263,35 @@ def falling_slider(value, most, least, description, per_decade=50, readout_forma
     return w.SelectionSlider(options=options, value=nearest, description=description, **more)
 
 # %% ../../nbs/inside/panels.ipynb #ca5f471d
-def _nearest(slider, t):
+def nearest_stop(slider, t):
     "Where a slider made by `falling_slider` stands nearest to the level `t`."
     levels = [v for _, v in slider.options]
     return min(range(len(levels)), key=lambda k: abs(math.log(levels[k] / max(t, 1e-9))))
+
+# %% ../../nbs/inside/panels.ipynb #7e18647a
+def wide(width="330px", description="76px"):
+    "Style and layout of a control: wide enough for a slider to be aimed at."
+    import ipywidgets as w
+
+    layout = w.Layout(width=width, max_width="98%", margin="2px 8px 2px 0")
+    return dict(style=dict(description_width=description), layout=layout)
+
+# %% ../../nbs/inside/panels.ipynb #e0666a3c
+def in_rows(widgets, **layout):
+    "`widgets` side by side, in as many rows as they need; `layout` goes to `ipywidgets.Layout`."
+    import ipywidgets as w
+
+    return w.HBox(list(widgets), layout=w.Layout(flex_flow="row wrap", **layout))
+
+# %% ../../nbs/inside/panels.ipynb #8f79a9b7
+def buttons(tips):
+    "{name: button} for `tips` {name: what it does}, all of one width."
+    import ipywidgets as w
+
+    return {
+        name: w.Button(description=name, tooltip=tip, layout=w.Layout(width="90px"))
+        for name, tip in tips.items()
+    }
 
 # %% ../../nbs/inside/panels.ipynb #329f7fa3
 def figure_panel(draw, idle=None, **controls):
@@ -252,25 +304,23 @@ def figure_panel(draw, idle=None, **controls):
     stays, dimmed. Show it with `show_panel`."""
     import ipywidgets as w
 
-    picture, words, error = (w.HTML() for _ in range(3))
+    shown = Shown()
     for name, control in controls.items():
         control.description = control.description or name
         control.layout.width, control.layout.min_width = "46%", "300px"
         control.layout.margin = "2px 8px 2px 0"
-    row = w.HBox(list(controls.values()), layout=w.Layout(flex_flow="row wrap"))
-    panel = w.VBox([row, picture, words, error])
-    panel.controls, panel.kept, panel.now = controls, {}, {}
-    move = _figure_move(panel, draw, idle, picture, words)
+    panel = w.VBox([in_rows(controls.values()), shown.picture, shown.words, shown.error])
+    panel.controls, panel.still = controls, shown.still
+    move = _figure_move(panel, draw, idle, shown)
     for control in controls.values():
-        control.observe(guard(error, move, picture), "value")
-    panel.still = lambda: (panel.now["png"], panel.now["words"])
+        control.observe(shown.guard(move), "value")
     move()
     return panel
 
 # %% ../../nbs/inside/panels.ipynb #8f64f201
-def _figure_move(panel, draw, idle, picture, words):
+def _figure_move(panel, draw, idle, shown):
     "What a move of a control does: what was drawn for the same values is shown again."
-    now, kept = panel.now, panel.kept
+    kept = {}
 
     def move(*_):
         panel.values = {name: control.value for name, control in panel.controls.items()}
@@ -283,10 +333,8 @@ def _figure_move(panel, draw, idle, picture, words):
                 figure, sentence = draw(**panel.values)
                 kept[key] = draw_png(figure), sentence
         except Exception:
-            words.value = readout_html("No picture for these values; it shows those before.")
+            shown.words.value = readout_html("No picture for these values; it shows those before.")
             raise
-        now["png"], now["words"] = kept[key]
-        picture.value = image_html(now["png"], now["words"], 800)
-        words.value = readout_html(now["words"])
+        shown.show(*kept[key])
 
     return move

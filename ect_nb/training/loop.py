@@ -10,7 +10,6 @@ __all__ = ['seed_of', 'dice', 'rows', 'batch_of', 'draw', 'update_ema', 'train_s
 import copy
 import json
 import math
-import numpy as np
 import time
 import torch
 import torch.nn.functional as F
@@ -22,8 +21,8 @@ from functools import lru_cache
 from torch import nn
 
 # %% ../../nbs/inside/trainer.ipynb #3eedf5a7
-from ..io import weights
-from ..losses import beside
+from ..branches import queued
+from ..io import files, weights
 from ..networks import classes_of, dtype_of, inside, shares_dropout
 from ect_nb.training.config import (
     Config,
@@ -69,12 +68,7 @@ _STREAMS = dict(order=0, time=1, noise=2, dropout=3)
 def seed_of(seed, stream, step, part=0):
     """The seed of one `stream` (order, time, noise, dropout) at one `step` of a run with `seed`,
     for one `part` of the batch: a 63-bit whole number."""
-    return int(
-        np.random.SeedSequence([seed, _STREAMS[stream], step] + [part] * (part > 0)).generate_state(
-            1, np.uint64
-        )[0]
-        >> 1
-    )
+    return files.seed_of(seed, _STREAMS[stream], step, *[part] * (part > 0))
 
 # %% ../../nbs/inside/trainer.ipynb #983d1274
 def dice(seed, stream, step, device="cpu", part=0):
@@ -98,7 +92,7 @@ def batch_of(data, index):
     "The rows `index` of a tensor, or what `data.batch(index)` gives, asked where its pictures lie."
     store = getattr(data, "images", data)
     if torch.is_tensor(store):
-        index = beside(index, store, torch.int64)
+        index = queued(index, store, torch.int64)
     return data.batch(index) if hasattr(data, "batch") else data[index]
 
 # %% ../../nbs/inside/trainer.ipynb #95dcd36c
@@ -118,7 +112,7 @@ def _labels(model, data, index, like):
     classes, labels = classes_of(model), getattr(data, "labels", None)
     if not classes or labels is None:
         return {}
-    return dict(labels=F.one_hot(labels[beside(index, labels)], classes).to(like))
+    return dict(labels=F.one_hot(labels[queued(index, labels)], classes).to(like))
 
 # %% ../../nbs/inside/trainer.ipynb #36a31a89
 @contextmanager

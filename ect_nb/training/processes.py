@@ -8,7 +8,7 @@ __all__ = ['parts', 'Team']
 # %% ../../nbs/inside/processes.ipynb #8f31d9c7
 import math
 import torch
-from ..losses import beside
+from .. import branches
 from ..networks import shares_dropout
 from fastcore.basics import patch
 
@@ -82,7 +82,7 @@ def add_up(self: Team, model, loss):
     if self.n == 1:
         return loss
     grads = [p.grad for p in model.parameters() if p.grad is not None]
-    wishes = beside(torch.tensor(self.wishes, dtype=torch.float32), loss)
+    wishes = branches.queued(torch.tensor(self.wishes, dtype=torch.float32), loss)
     flat = self.accelerator.reduce(
         torch.cat([g.reshape(-1) for g in grads] + [loss.reshape(1), wishes]), "sum"
     )

@@ -16,7 +16,7 @@ import torch
 import warnings
 import zlib
 from contextlib import contextmanager
-from ..io import weights
+from ..io import files, weights
 from pathlib import Path
 
 # %% ../../nbs/inside/runs.ipynb #b00110b5
@@ -64,7 +64,7 @@ class RunFolder:
         )
         file = self.path / "metrics.jsonl"
         if file.exists() and file.read_bytes() != text.encode():
-            weights.write_atomically(file, text.encode())
+            files.write_atomically(file, text.encode())
 
 # %% ../../nbs/inside/runs.ipynb #049156a4
 def _parse(line):
@@ -119,7 +119,7 @@ def _same(key, was, now):
 # %% ../../nbs/inside/runs.ipynb #c6a735a1
 def write_config(folder, facts):
     "Write config.json of a run, whole or not at all."
-    weights.write_atomically(folder.path / "config.json", json.dumps(facts, indent=1).encode())
+    files.write_atomically(folder.path / "config.json", json.dumps(facts, indent=1).encode())
 
 # %% ../../nbs/inside/runs.ipynb #33f20d6a
 def lock(folder):
@@ -257,7 +257,7 @@ def save_state(folder, tensors, **facts):
     )
     path = folder.path / "state" / f"step-{facts['step']:09d}.safetensors"
     try:
-        weights.write_atomically(path, to_bytes(tensors, header))
+        files.write_atomically(path, to_bytes(tensors, header))
     except OSError as e:
         raise RuntimeError(
             f"the state could not be saved in {path.parent} ({e.strerror}): the one before it is"
