@@ -946,7 +946,7 @@ def test_my_run_grows_under_the_eyes(page):
 def test_planner(page):
     """Typed hours and a typed speed, another device, more evaluations: the lines are the plan's,
     and hours stay as they are typed."""
-    from ect_nb.show.planner import DEVICES, own_speed, plan, plan_words, speed_of
+    from ect_nb.show.planner import devices, own_speed, plan, plan_words, speed_of
 
     atlas = Atlas.load()
     cell(page, PLANNER).scroll_into_view_if_needed()
@@ -964,14 +964,14 @@ def test_planner(page):
 
     press(page, "evaluations", "Home", of=PLANNER)
     for device, hours in (("A100", "0.33"), ("Colab G4", "8"), ("A100, as others logged", "100")):
-        panel(page, PLANNER).locator("select").nth(1).select_option(index=DEVICES.index(device))
+        panel(page, PLANNER).locator("select").nth(1).select_option(index=devices().index(device))
         type_in("hours", hours)
         want = " ".join(
             plan_words(plan(atlas, speed_of(device, "cifar10"), float(hours), 1)).split()
         )
         until(page, lambda: said() == want, said)
         assert field("hours").input_value() == hours
-    panel(page, PLANNER).locator("select").nth(1).select_option(index=DEVICES.index("RTX 4090"))
+    panel(page, PLANNER).locator("select").nth(1).select_option(index=devices().index("RTX 4090"))
     until(page, lambda: "nobody has timed RTX 4090" in said(), said)
     type_in("your speed", "700")
     want = " ".join(plan_words(plan(atlas, own_speed("RTX 4090", "cifar10", 700), 100, 1)).split())
