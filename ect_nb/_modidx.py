@@ -1275,6 +1275,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'ect_nb/training/recipes.py'),
                                          'ect_nb.training.recipes.share_of': ( 'workshop/cifar10.html#share_of',
                                                                                'ect_nb/training/recipes.py'),
+                                         'ect_nb.training.recipes.trainings': ( 'workshop/cifar10.html#trainings',
+                                                                                'ect_nb/training/recipes.py'),
                                          'ect_nb.training.recipes.with_dropout': ( 'workshop/cifar10.html#with_dropout',
                                                                                    'ect_nb/training/recipes.py')},
             'ect_nb.training.runs': { 'ect_nb.training.runs.RunFolder': ('inside/runs.html#runfolder', 'ect_nb/training/runs.py'),

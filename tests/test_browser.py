@@ -7,6 +7,7 @@ fail instead. Screenshots go to out/browser."""
 import json
 import math
 import nbformat
+import numpy as np
 import os
 import pytest
 import re
@@ -58,7 +59,10 @@ CELLS = [
 from ect_nb.io import data
 from ect_nb.analytic import GaussianMixture
 from ect_nb.diffusion import Precond
-from ect_nb.show.explorer import Tuning, flow_panel, show_panel, tuning_panel
+from ect_nb.objectives import ECT
+from ect_nb.show.flow import flow_panel
+from ect_nb.show.panels import show_panel
+from ect_nb.show.tuning import Tuning, tuning_panel
 from ect_nb.networks import UNet
 from ect_nb.schedules import Stages
 from ect_nb.training.config import Config
@@ -81,15 +85,18 @@ torch.set_num_threads(1); torch.manual_seed(0)
 pictures = data.load("fashion_mnist_20k")
 fragile = Fragile(pictures.images, name="fragile")
 start = Precond(UNet(28, 1, 8, (1,), num_blocks=1, attention=(), patch=4))
-config = Config(kimg={TOTAL // 1000}, batch={BATCH}, lr=1e-3, ema=0.9, c=0.03,
-                stages=Stages(start=3))
+config = Config(kimg={TOTAL // 1000}, batch={BATCH}, lr=1e-3, ema=0.9,
+                objective=ECT(c=0.03), stages=Stages(start=3))
 tuning = Tuning(start, fragile, config, torch.randn(16, 1, 28, 28), n_looks=1000)
 show_panel(tuning_panel(tuning))""",
     """print(tuning.images, tuning.model is start, float(sum(p.detach().abs().sum() for p in
     tuning.model.parameters())),
       tuning.running, *((b.images, b.running) if (b := tuning.before) else (None, None)))""",
     """fragile.broken = tuning.images > 0; print(fragile.broken)""",
-    """from ect_nb.show.explorer import Atlas, compare_panel, explorer, live_panel, planner
+    """from ect_nb.measure.atlas import Atlas
+from ect_nb.show.explorer import compare_panel, explorer
+from ect_nb.show.live import live_panel
+from ect_nb.show.planner import planner
 atlas = Atlas.load()
 show_panel(explorer(atlas))""",
     "show_panel(compare_panel(atlas))",
@@ -906,13 +913,15 @@ def test_live(page):
 def grow(folder, run, points):
     """Lay the records and strips of a recorded `run` into `folder`, as a training and its survey
     would."""
-    from ect_nb.measure.atlas import _png, _strip
+    from ect_nb.measure.atlas import strip_file
+    from ect_nb.show.pictures import sheet_png
     from ect_nb.training.runs import RunFolder
 
     mine = RunFolder(folder)
     for p in points:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
-        _strip(mine, *p).write_bytes(_png(run.pictures(*p)))
+        strip = np.concatenate(list(run.pictures(*p)), axis=1)
+        strip_file(mine, *p).write_bytes(sheet_png(strip))
         mine.record(**run.record(*p) | dict(run=folder.name, init="mine"))
 
 
@@ -967,7 +976,7 @@ def test_my_run_grows_under_the_eyes(page):
 def test_planner(page):
     """Typed hours and a typed speed, another device, more evaluations: the lines are the plan's,
     and hours stay as they are typed."""
-    from ect_nb.show.planner import DEVICES, own_speed, plan, plan_words, speed_of
+    from ect_nb.show.planner import devices, own_speed, plan, plan_words, speed_of
 
     atlas = Atlas.load()
     cell(page, PLANNER).scroll_into_view_if_needed()
@@ -985,14 +994,14 @@ def test_planner(page):
 
     press(page, "evaluations", "Home", of=PLANNER)
     for device, hours in (("A100", "0.33"), ("Colab G4", "8"), ("A100, as others logged", "100")):
-        panel(page, PLANNER).locator("select").nth(1).select_option(index=DEVICES.index(device))
+        panel(page, PLANNER).locator("select").nth(1).select_option(index=devices().index(device))
         type_in("hours", hours)
         want = " ".join(
             plan_words(plan(atlas, speed_of(device, "cifar10"), float(hours), 1)).split()
         )
         until(page, lambda: said() == want, said)
         assert field("hours").input_value() == hours
-    panel(page, PLANNER).locator("select").nth(1).select_option(index=DEVICES.index("RTX 4090"))
+    panel(page, PLANNER).locator("select").nth(1).select_option(index=devices().index("RTX 4090"))
     until(page, lambda: "nobody has timed RTX 4090" in said(), said)
     type_in("your speed", "700")
     want = " ".join(plan_words(plan(atlas, own_speed("RTX 4090", "cifar10", 700), 100, 1)).split())

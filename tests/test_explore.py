@@ -12,7 +12,7 @@ from ect_nb.measure.atlas import Atlas
 from ect_nb.networks import UNet
 from ect_nb.objectives import ECT
 from ect_nb.schedules import Stages
-from ect_nb.show import explorer, live, panels, tradeoff
+from ect_nb.show import explorer, live, panels, planner, tradeoff
 from ect_nb.show.flow import FlowPicture, flow, flow_panel
 from ect_nb.show.panels import show_panel
 from ect_nb.show.tuning import Tuning, film, tuning_panel, tuning_words
@@ -254,7 +254,7 @@ def test_every_panel_has_its_picture(atlas, tmp_path, monkeypatch):
         tuning_panel(tuning()),
         explorer.explorer(atlas),
         explorer.compare_panel(atlas),
-        explorer.planner(atlas),
+        planner.planner(atlas),
         explorer.my_run(tmp_path / "none", atlas),
         live.live_panel({"none": lambda x, t: 0 * x}, (1, 4, 4)),
         panels.figure_panel(lambda a: (Figure(), f"a is {a}"), a=w.IntSlider()),
@@ -647,10 +647,9 @@ def test_the_picture_follows_once_a_second_and_where_the_run_rests(monkeypatch):
     """By a clock of which a step takes a tenth of a second: the loss moves once a second, the strip
     at its looks, and both after Step, Pause and Stop."""
     import types
-    from ect_nb.show import panels
 
     clock = [100.0]
-    monkeypatch.setattr(panels, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(tuning_module, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
     t = tuning(kimg=0.8, n_looks=1)
 
     def tick():
@@ -732,15 +731,16 @@ def record(run, kimg, nfe, value, method="consistency", **more):
 def lay(folder, values, method="consistency", channels=1, **more):
     """A run folder with these distances, and strips of sixteen 4 × 4 pictures whose grey says which
     setting it is."""
-    from ect_nb.measure.atlas import _png, _strip
+    from ect_nb.measure.atlas import strip_file
+    from ect_nb.show.pictures import sheet_png
     from ect_nb.training.runs import RunFolder
 
     run = RunFolder(folder)
     for (kimg, nfe), value in values.items():
         run.record(**record(folder.name, kimg, nfe, value, method, **more))
-        _strip(run, kimg, nfe).parent.mkdir(exist_ok=True)
-        _strip(run, kimg, nfe).write_bytes(
-            _png(torch.full((16, 4, 4, channels), 10 * int(kimg) + nfe, dtype=torch.uint8).numpy())
+        strip_file(run, kimg, nfe).parent.mkdir(exist_ok=True)
+        strip_file(run, kimg, nfe).write_bytes(
+            sheet_png(torch.full((4, 64, channels), 10 * int(kimg) + nfe, dtype=torch.uint8))
         )
     return folder
 
