@@ -12,7 +12,7 @@ from ect_nb.measure.atlas import Atlas
 from ect_nb.networks import UNet
 from ect_nb.objectives import ECT
 from ect_nb.schedules import Stages
-from ect_nb.show import explorer, live, panels, planner, tradeoff
+from ect_nb.show import explorer, live, panels, planner, tradeoff, tuning as tuning_module
 from ect_nb.show.flow import FlowPicture, flow, flow_panel
 from ect_nb.show.panels import show_panel
 from ect_nb.show.tuning import Tuning, film, tuning_panel, tuning_words
