@@ -690,6 +690,7 @@ def test_no_sentence_advises_in_python():
         "into",
         "accelerator",
         "folder",
+        "teacher",
     }
     found = list(raised())
     assert len(found) > 60
