@@ -23,8 +23,9 @@ settings = eval(sys.argv[2], globals())
 from dataclasses import replace
 config = replace(settings, kimg=0.32, batch=32)
 points = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+model = Precond(MLP(2, 8, 2))
 for stop in (4, None):
-    for step in train(Precond(MLP(2, 8, 2)), points, config, folder):
+    for step in train(model, points, config, folder):
         assert step.loss.isfinite()
         if step.step == stop:
             break

@@ -376,7 +376,7 @@ def test_interrupting_finish_keeps_what_was_reached():
 
 
 class Fragile(torch.nn.Module):
-    "A model that breaks in its third training step."
+    "A model that breaks in its third training step; the look before the run takes one too."
 
     def __init__(self):
         super().__init__()
@@ -384,7 +384,7 @@ class Fragile(torch.nn.Module):
 
     def forward(self, x, t):
         self.calls += torch.is_grad_enabled()
-        if self.calls == 3:
+        if self.calls == 4:
             raise RuntimeError("out of memory")
         return self.scale * x
 
@@ -1123,7 +1123,7 @@ def test_a_family_differs_in_the_seed_alone(seeds, tmp_path):
 
 
 def test_the_explorer_shows_every_seed(seeds):
-    panel = explorer(seeds, kimg=4, nfe=1)
+    panel = explorer.explorer(seeds, kimg=4, nfe=1)
     assert (
         "(distances 40.0 to 60.0 over 3 seeds)" in readout(panel)
         and "40.0 to 60.0 over 3 seeds" in panel.still()[1]
@@ -1253,7 +1253,7 @@ def test_data_sets_never_share_an_axis(seeds, tmp_path):
     seeds.add(lay(tmp_path / "birds1", {(2, 1): 6.0, (8, 1): 4.0}, train_seed=1, **other))
     seeds.add(lay(tmp_path / "birds-walk", {(0, 5): 3.0}, "heun", **other))
     seeds.add(lay(tmp_path / "again", VALUES, features="toy_9"))
-    panel = explorer(seeds)
+    panel = explorer.explorer(seeds)
     numbers = lambda: (
         {
             s[3]
@@ -1670,7 +1670,8 @@ def test_the_panels_keep_to_what_ipywidgets_7_7_offers():
     import ipywidgets
     from pathlib import Path
 
-    for module in ("panels", "tradeoff", "live", "planner", "explore"):
+    names = "panels", "flow", "tuning", "tradeoff", "live", "planner", "explorer"
+    for module in names:
         for node in ast.walk(
             ast.parse((Path(explorer.__file__).parent / f"{module}.py").read_text())
         ):

@@ -346,7 +346,7 @@ def test_the_panel_at_every_device_and_evaluation(atlas):
                 timed = speed_of(device, planner.DATA[data])
                 assert ("nobody has timed" in shown(panel)) == (
                     timed is None
-                ) and "ect_nb.training.recipes" in shown(panel)
+                ) and "python -m ect_nb" in shown(panel)
                 assert c["data"].value == data  # the device does not pick the data
 
 
