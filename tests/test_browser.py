@@ -19,6 +19,7 @@ import sys
 import time
 import torch
 import urllib.request
+from ect_nb.analytic import GaussianMixture  # noqa: F401 (MIXTURE names it)
 from ect_nb.measure.atlas import Atlas
 from ect_nb.show.tradeoff import (
     budgets,
