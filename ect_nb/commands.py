@@ -25,7 +25,7 @@ from .objectives import ECT, ConsistencyTraining, Denoising
 from .schedules import ConstantMapping, LogNormal, SigmoidMapping, Stages
 from .show.pictures import sheet_png, tile
 from .training.config import Config
-from .training.recipes import BUDGETS, PRESETS, follow, run, scaled
+from .training.recipes import PRESETS, follow, run, scaled, trainings
 from pathlib import Path
 
 # %% ../nbs/inside/commands.ipynb #e03bd962
@@ -256,7 +256,7 @@ def asked(a):
         if not c.kimg <= LONGEST:
             raise ValueError(
                 f"{phase} would be {c.kimg:.3g} kimg long, and the longest published run is "
-                f"{max(mimg for mimg, _ in BUDGETS.values()) * 1000:,.0f}: at most {LONGEST:,}"
+                f"{max(mimg for mimg, _ in trainings().values()) * 1000:,.0f}: at most {LONGEST:,}"
             )
     return preset, seed or 0
 

@@ -906,7 +906,7 @@ def test_a_file_there_already_is_used_if_it_is_the_right_one(server, tmp_path):
     assert (tmp_path / "m.pkl").read_bytes() == b"mine" and server.asked == 0
 
 
-@pytest.mark.parametrize("sha256", [SHA, None])
+@pytest.mark.parametrize("sha256", [SHA, None], ids=["digest", "none"])
 @pytest.mark.parametrize("sized", [True, False])
 def test_a_broken_download_leaves_nothing_and_the_next_call_fetches_all(
     sha256, sized, server, tmp_path
@@ -927,7 +927,9 @@ def test_a_file_that_is_not_the_promised_one_is_not_kept(server, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("sha256, says", [(SHA, "SHA-256"), (None, "web page")])
+@pytest.mark.parametrize(
+    "sha256, says", [(SHA, "SHA-256"), (None, "web page")], ids=["digest", "none"]
+)
 def test_an_error_page_is_no_file(sha256, says, server, tmp_path):
     server.page = b"<!DOCTYPE html><html>Please sign in</html>"
     with pytest.raises(ValueError) as error:

@@ -680,6 +680,7 @@ def test_no_sentence_advises_in_python():
         loop.Config.__dataclass_fields__
     )
     names -= {
+        "teacher",  # no recipe keeps one
         "name",
         "model",
         "config",

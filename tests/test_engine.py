@@ -349,7 +349,7 @@ def test_no_step_waits_for_the_gpu(kw):
 
 
 def spoiled(at):
-    "A run in float16 in which the backward pass of step `at` overflows."
+    "A run in float16 in which the backward pass of step `at` overflows; the look before it is one."
 
     class Spoil(torch.autograd.Function):
         @staticmethod
@@ -368,7 +368,7 @@ def spoiled(at):
             if not torch.is_grad_enabled():
                 return y
             self.passes += 1
-            return Spoil.apply(y) if self.passes == at else y
+            return Spoil.apply(y) if self.passes == at + 1 else y
 
     base = unet()
     model = Model(base.net)

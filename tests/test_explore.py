@@ -12,7 +12,7 @@ from ect_nb.measure.atlas import Atlas
 from ect_nb.networks import UNet
 from ect_nb.objectives import ECT
 from ect_nb.schedules import Stages
-from ect_nb.show import explorer, live, panels, tradeoff
+from ect_nb.show import explorer, live, panels, planner, tradeoff, tuning as tuning_module
 from ect_nb.show.flow import FlowPicture, flow, flow_panel
 from ect_nb.show.panels import show_panel
 from ect_nb.show.tuning import Tuning, film, tuning_panel, tuning_words
@@ -254,7 +254,7 @@ def test_every_panel_has_its_picture(atlas, tmp_path, monkeypatch):
         tuning_panel(tuning()),
         explorer.explorer(atlas),
         explorer.compare_panel(atlas),
-        explorer.planner(atlas),
+        planner.planner(atlas),
         explorer.my_run(tmp_path / "none", atlas),
         live.live_panel({"none": lambda x, t: 0 * x}, (1, 4, 4)),
         panels.figure_panel(lambda a: (Figure(), f"a is {a}"), a=w.IntSlider()),
@@ -376,7 +376,7 @@ def test_interrupting_finish_keeps_what_was_reached():
 
 
 class Fragile(torch.nn.Module):
-    "A model that breaks in its third training step."
+    "A model that breaks in its third training step; the look before the run takes one too."
 
     def __init__(self):
         super().__init__()
@@ -384,7 +384,7 @@ class Fragile(torch.nn.Module):
 
     def forward(self, x, t):
         self.calls += torch.is_grad_enabled()
-        if self.calls == 3:
+        if self.calls == 4:
             raise RuntimeError("out of memory")
         return self.scale * x
 
@@ -647,10 +647,9 @@ def test_the_picture_follows_once_a_second_and_where_the_run_rests(monkeypatch):
     """By a clock of which a step takes a tenth of a second: the loss moves once a second, the strip
     at its looks, and both after Step, Pause and Stop."""
     import types
-    from ect_nb.show import panels
 
     clock = [100.0]
-    monkeypatch.setattr(panels, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(tuning_module, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
     t = tuning(kimg=0.8, n_looks=1)
 
     def tick():
@@ -732,15 +731,16 @@ def record(run, kimg, nfe, value, method="consistency", **more):
 def lay(folder, values, method="consistency", channels=1, **more):
     """A run folder with these distances, and strips of sixteen 4 × 4 pictures whose grey says which
     setting it is."""
-    from ect_nb.measure.atlas import _png, _strip
+    from ect_nb.measure.atlas import strip_file
+    from ect_nb.show.pictures import sheet_png
     from ect_nb.training.runs import RunFolder
 
     run = RunFolder(folder)
     for (kimg, nfe), value in values.items():
         run.record(**record(folder.name, kimg, nfe, value, method, **more))
-        _strip(run, kimg, nfe).parent.mkdir(exist_ok=True)
-        _strip(run, kimg, nfe).write_bytes(
-            _png(torch.full((16, 4, 4, channels), 10 * int(kimg) + nfe, dtype=torch.uint8).numpy())
+        strip_file(run, kimg, nfe).parent.mkdir(exist_ok=True)
+        strip_file(run, kimg, nfe).write_bytes(
+            sheet_png(torch.full((4, 64, channels), 10 * int(kimg) + nfe, dtype=torch.uint8))
         )
     return folder
 
@@ -759,7 +759,7 @@ def atlas(folders):
 
 
 def test_a_setting_is_its_record(atlas):
-    s = explorer.setting(atlas.runs["tuned"], 4, 2)
+    s = tradeoff.setting(atlas.runs["tuned"], 4, 2)
     assert (s.value, s.low, s.high, s.n, s.features, s.nfe, s.kimg) == (
         30.0,
         27.0,
@@ -770,13 +770,13 @@ def test_a_setting_is_its_record(atlas):
         4,
     ) and s.ms == pytest.approx(1000 * 0.8 / 200)
     with pytest.raises(ValueError, match="not measured after 3 kimg"):
-        explorer.setting(atlas.runs["tuned"], 3, 1)
-    assert (explorer.strip(atlas.runs["tuned"], 4, 2) == 42 / 127.5 - 1).all()
+        tradeoff.setting(atlas.runs["tuned"], 3, 1)
+    assert (tradeoff.strip(atlas.runs["tuned"], 4, 2) == 42 / 127.5 - 1).all()
 
 
 def test_heuns_evaluations_for_a_distance_by_hand(atlas):
-    walk = explorer.walk_of(atlas, atlas.runs["tuned"])
-    c = explorer.curve(walk, 0)
+    walk = tradeoff.walk_of(atlas, atlas.runs["tuned"])
+    c = tradeoff.curve(walk, 0)
     assert walk.name == "walked" and [s.nfe for s in c] == [3, 5, 9]
     assert tradeoff.evaluations_for(c, 25.0) == pytest.approx(
         45**0.5
@@ -793,7 +793,7 @@ def test_heuns_evaluations_for_a_distance_by_hand(atlas):
 def test_a_walk_in_other_features_is_not_laid_beside(atlas, tmp_path):
     atlas.runs.pop("walked")
     atlas.add(lay(tmp_path / "other", HEUN, "heun", features="inception"))
-    assert explorer.walk_of(atlas, atlas.runs["tuned"]) is None
+    assert tradeoff.walk_of(atlas, atlas.runs["tuned"]) is None
     panel = explorer.explorer(atlas)
     assert (
         "Nobody has walked" in readout(panel)
@@ -889,7 +889,7 @@ def test_budgets_stand_side_by_side():
     """No two of them at one place, in order, around their number of evaluations, and never as far
     as the next."""
     for n in (1, 2, 6, 12):
-        aside = explorer.dodge(list(range(n)))
+        aside = tradeoff.dodge(list(range(n)))
         assert (
             list(aside.values()) == sorted(set(aside.values()))
             and math.prod(aside.values()) == pytest.approx(1)
@@ -999,11 +999,11 @@ def test_between_which_evaluations_by_hand(atlas):
     }.items():
         controls(panel)["kimg"].value, controls(panel)["evaluations"].value = kimg, nfe
         assert words in readout(panel)
-    c = explorer.curve(explorer.walk_of(atlas, atlas.runs["tuned"]), 0)
+    c = tradeoff.curve(tradeoff.walk_of(atlas, atlas.runs["tuned"]), 0)
     assert (
-        [s.nfe for s in explorer.between(c, 300.0)] == [3, 3]
-        and explorer.between(c, 1.0) is None
-        and explorer.between([], 1.0) is None
+        [s.nfe for s in tradeoff.between(c, 300.0)] == [3, 3]
+        and tradeoff.between(c, 1.0) is None
+        and tradeoff.between([], 1.0) is None
     )
 
 
@@ -1027,15 +1027,15 @@ def test_differences_by_hand():
     a = torch.zeros(2, 1, 2, 2)
     b = a.clone()
     b[0, 0, 0, 0] = 0.8
-    assert explorer.difference(a, b).tolist() == pytest.approx([0.2, 0.0])
-    sheet = explorer.difference_sheet(a, b)
+    assert tradeoff.difference(a, b).tolist() == pytest.approx([0.2, 0.0])
+    sheet = tradeoff.difference_sheet(a, b)
     assert (
         (sheet[1, 1] == 255).all()
         and sheet[0, 0, 0] > 200 > sheet[0, 0, 2]
-        and (explorer.difference_sheet(b, a)[0, 0] != sheet[0, 0]).any()
+        and (tradeoff.difference_sheet(b, a)[0, 0] != sheet[0, 0]).any()
     )
     with pytest.raises(ValueError, match="one shape"):
-        explorer.difference(a, b[:1])
+        tradeoff.difference(a, b[:1])
 
 
 def test_compare_panel_at_every_setting(atlas):
@@ -1123,7 +1123,7 @@ def test_a_family_differs_in_the_seed_alone(seeds, tmp_path):
 
 
 def test_the_explorer_shows_every_seed(seeds):
-    panel = explorer(seeds, kimg=4, nfe=1)
+    panel = explorer.explorer(seeds, kimg=4, nfe=1)
     assert (
         "(distances 40.0 to 60.0 over 3 seeds)" in readout(panel)
         and "40.0 to 60.0 over 3 seeds" in panel.still()[1]
@@ -1144,12 +1144,12 @@ def test_the_explorer_shows_every_seed(seeds):
 
 
 def test_the_picture_of_two_starts_holds_every_record(seeds):
-    families = [seeds.family(seeds.runs["tuned"]), *explorer.rivals(seeds, seeds.runs["tuned"])]
+    families = [seeds.family(seeds.runs["tuned"]), *tradeoff.rivals(seeds, seeds.runs["tuned"])]
     assert [[r.name for r in f] for f in families] == [
         ["tuned", "tuned1", "tuned2"],
         ["scratch0", "scratch1"],
     ]
-    fig = explorer.start_figure(families, seeds.runs["walked"])
+    fig = tradeoff.start_figure(families, seeds.runs["walked"])
     assert [ax.get_title() for ax in fig.axes] == ["1 evaluation", "2 evaluations"]
     for ax, nfe in zip(fig.axes, (1, 2)):
         drawn = [
@@ -1253,7 +1253,7 @@ def test_data_sets_never_share_an_axis(seeds, tmp_path):
     seeds.add(lay(tmp_path / "birds1", {(2, 1): 6.0, (8, 1): 4.0}, train_seed=1, **other))
     seeds.add(lay(tmp_path / "birds-walk", {(0, 5): 3.0}, "heun", **other))
     seeds.add(lay(tmp_path / "again", VALUES, features="toy_9"))
-    panel = explorer(seeds)
+    panel = explorer.explorer(seeds)
     numbers = lambda: (
         {
             s[3]
@@ -1287,9 +1287,9 @@ def test_data_sets_never_share_an_axis(seeds, tmp_path):
     )
     for a, b in (("tuned", "birds0"), ("tuned", "again")):
         for draw in (
-            lambda: explorer.start_figure([[seeds.runs[a]], [seeds.runs[b]]]),
+            lambda: tradeoff.start_figure([[seeds.runs[a]], [seeds.runs[b]]]),
             lambda: explorer.compare_panel(seeds, (a, 4, 1), (b, 4, 1)),
-            lambda: explorer.start_figure([[seeds.runs[a]]], seeds.runs[b]),
+            lambda: tradeoff.start_figure([[seeds.runs[a]]], seeds.runs[b]),
         ):
             with pytest.raises(ValueError, match="different units"):
                 draw()
@@ -1670,7 +1670,8 @@ def test_the_panels_keep_to_what_ipywidgets_7_7_offers():
     import ipywidgets
     from pathlib import Path
 
-    for module in ("panels", "tradeoff", "live", "planner", "explore"):
+    names = "panels", "flow", "tuning", "tradeoff", "live", "planner", "explorer"
+    for module in names:
         for node in ast.walk(
             ast.parse((Path(explorer.__file__).parent / f"{module}.py").read_text())
         ):

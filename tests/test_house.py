@@ -686,8 +686,8 @@ def test_make_help_lists_every_target():
 
 
 def test_importing_the_package_is_light():
-    """All modules together load nothing but themselves, NumPy, PyTorch and the standard library,
-    and not PyTorch's compiler, which takes seconds."""
+    """All modules together load nothing but themselves, NumPy, PyTorch, fastcore (for @patch) and
+    the standard library, and not PyTorch's compiler, which takes seconds."""
     names = [f"ect_nb.{name}" for name in gates.files(ROOT)]
     code = (
         f"import sys, importlib, torch, numpy\nwas = set(sys.modules)\nfor n in {names}:"
@@ -699,6 +699,7 @@ def test_importing_the_package_is_light():
     assert set(names) <= loaded and "torch._dynamo" not in loaded
     assert {n.split(".")[0] for n in loaded} <= {
         "ect_nb",
+        "fastcore",
         "torch",
         "numpy",
     } | sys.stdlib_module_names

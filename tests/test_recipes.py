@@ -18,7 +18,6 @@ from ect_nb.objectives import ECT
 from ect_nb.schedules import Stages
 from ect_nb.training.config import Config
 from ect_nb.training.recipes import (
-    BUDGETS,
     PRESETS,
     begin,
     follow,
@@ -26,6 +25,7 @@ from ect_nb.training.recipes import (
     run,
     scaled,
     share_of,
+    trainings,
 )
 from pathlib import Path
 
@@ -149,7 +149,7 @@ def test_the_networks_of_the_presets_have_the_published_sizes():
 
 def test_the_fractions_that_people_quote():
     images = 12.8e6
-    assert {n: f"{share_of(images, n):.2%}" for n in BUDGETS} == {
+    assert {n: f"{share_of(images, n):.2%}" for n in trainings()} == {
         "iCT, ImageNet 64": "0.39%",
         "EDM2-M, ImageNet 64": "0.60%",
         "EDM2-S, ImageNet 64": "1.19%",

@@ -29,7 +29,7 @@ LAYERS = [
     "exact io.files",
     "analytic schedules networks course.check show.pictures io.data",
     "asking branches",
-    "diffusion losses io.pickles",
+    "diffusion losses io.pickles io.published",
     "consistency sampling objectives io.weights",
     "training.runs training.speed training.processes",
     "training.config",

@@ -16,6 +16,7 @@ from ..networks import MLP
 from ..objectives import ECT, Denoising
 from ..schedules import LogNormal, Stages
 from ..training.config import Config
+from functools import partial
 from torch import nn
 
 # %% ../../nbs/inside/checks_06.ipynb #649349ee
@@ -26,6 +27,25 @@ def _steps_to_half(beta):
     k = int((share > 0.5).sum())
     return k + float((share[k - 1] - 0.5) / (share[k - 1] - share[k]))
 
+# %% ../../nbs/inside/checks_06.ipynb #f3836318
+def _half_life_slips(beta, batch):
+    "{sentence: the answer of that slip}."
+    n, ln = _steps_to_half(beta), lambda v: float(torch.tensor(v, dtype=torch.float64).log())
+    swapped = batch * ln(0.5) / ln(1 - beta) / 1000
+    return {
+        "β and 1 − β are swapped: β is what stays of the average at a step, 1 − β what is"
+        " new.": swapped,
+        "That is 1/(1 − β) steps, the mean age of what the average holds (its share is then 1/e,"
+        " not one half).": batch / (1 - beta) / 1000,
+        "The sign is wrong: both logarithms are negative, and their ratio is not.": (
+            -batch * n / 1000
+        ),
+        "That is the number of steps: each of them sees `batch` pictures, and the answer counts"
+        " them in thousands.": n,
+        "That is right in thousands of steps: each of them sees `batch` pictures.": n / 1000,
+        "That counts single pictures: divide by 1000.": n * batch,
+    }
+
 # %% ../../nbs/inside/checks_06.ipynb #f3836319
 @check(
     "That is the memory of the average: β = 0.9999 at 128 a step halves in 887 thousand pictures,"
@@ -33,29 +53,9 @@ def _steps_to_half(beta):
 )
 def check_half_life(answer):
     for beta, batch in ((0.99, 96), (0.999, 96), (0.9999, 128)):
-        n, ln = _steps_to_half(beta), lambda v: float(torch.tensor(v, dtype=torch.float64).log())
-        slips = {
-            "β and 1 − β are swapped: β is what stays of the average at a step, 1 − β what is new.": (
-                batch * ln(0.5) / ln(1 - beta) / 1000
-            ),
-            "That is 1/(1 − β) steps, the mean age of what the average holds (its share is then 1/e, not one half).": (
-                batch / (1 - beta) / 1000
-            ),
-            "The sign is wrong: both logarithms are negative, and their ratio is not.": (
-                -batch * n / 1000
-            ),
-            "That is the number of steps: each of them sees `batch` pictures, and the answer counts them in thousands.": (
-                n
-            ),
-            "That is right in thousands of steps: each of them sees `batch` pictures.": n / 1000,
-            "That counts single pictures: divide by 1000.": n * batch,
-        }
-        if said := compare(
-            answer(beta, batch),
-            n * batch / 1000,
-            slips,
-            f"The half-life at β = {beta}, {batch} a step,",
-        ):
+        what = f"The half-life at β = {beta}, {batch} a step,"
+        right = _steps_to_half(beta) * batch / 1000
+        if said := compare(answer(beta, batch), right, _half_life_slips(beta, batch), what):
             return said
 
 # %% ../../nbs/inside/checks_06.ipynb #aa6ee3be
@@ -81,19 +81,9 @@ def _target_rows():
         torch.randn(6, 2, generator=rng),
     )
 
-# %% ../../nbs/inside/checks_06.ipynb #b22ddb15
-@check(
-    "The same noise, no gradient, the clean point at r = 0: the answer at t moves, and this one"
-    " waits for it."
-)
-def check_target(answer):
-    f, (x0, t, r, eps) = _TargetModel(), _target_rows()
-    a, b, at, known = x0 + t[:, None] * eps, x0 + r[:, None] * eps, r[:, None], r[:, None] == 0
-
-    def ask_at(x, level):
-        return torch.where(known, x0, 1.5 * x / (1 + level[:, None]))
-
-    got, again = answer(f, x0, t, r, eps), answer(f, x0, t, r, eps)
+# %% ../../nbs/inside/checks_06.ipynb #b22ddb10
+def _target_form(f, got, again, x0, r):
+    "What is wrong with the form of a target and of its asking, or None."
     if not torch.is_tensor(got):
         return f"The target should be a tensor (B, D), and is a {type(got).__name__}."
     if not all(f.modes):
@@ -101,11 +91,8 @@ def check_target(answer):
             "The model was put into evaluation mode: both branches must be the same network,"
             " dropout and all, so leave its mode alone."
         )
-    if (
-        got.shape == again.shape
-        and not got.isnan().all()
-        and not torch.allclose(got, again, equal_nan=True)
-    ):
+    alike = got.shape == again.shape and torch.allclose(got, again, equal_nan=True)
+    if got.shape == again.shape and not got.isnan().all() and not alike:
         return (
             "Two calls give two answers: it rolls noise of its own. The target must use the ε it is"
             " given, the one that made x_t; that is what says where the path goes."
@@ -115,22 +102,33 @@ def check_target(answer):
             "The rows with r = 0 are NaN: the model cannot be asked there, and need not be; the"
             " target is x0 itself."
         )
-    slips = {
-        "That is the answer at t, so t and r are swapped: the target is asked at the lower level.": ask_at(
-            a, t
-        ),
+
+# %% ../../nbs/inside/checks_06.ipynb #b22ddb11
+def _exact_answer(x0, r, x, level):
+    "What the model of the check answers to `x` at `level`, and x0 where r = 0."
+    return torch.where(r[:, None] == 0, x0, 1.5 * x / (1 + level[:, None]))
+
+
+def _target_slips(x0, t, r, eps):
+    "{sentence: the answer of that slip}."
+    a, b = x0 + t[:, None] * eps, x0 + r[:, None] * eps
+    ask_at = partial(_exact_answer, x0, r)
+    small = torch.where(r[:, None] == 0, 1.5 * b / (1 + 1e-4), ask_at(b, r))
+    return {
+        "That is the answer at t, so t and r are swapped: the target is asked at the lower"
+        " level.": ask_at(a, t),
         "The point is x_t but the model is told r: the noise must be r ε.": ask_at(a, r),
         "The point is x_r but the model is told t: give it r.": ask_at(b, t),
-        "The noise is subtracted: x_r = x0 + r ε.": ask_at(x0 - at * eps, r),
-        "That is x0 in every row, which is plain diffusion: only where r = 0 is the clean point the target.": (
-            x0
-        ),
-        "The rows with r = 0 were asked at a small level instead: there the target is x0 itself, and nothing need be asked.": torch.where(
-            known, 1.5 * b / (1 + 1e-4), ask_at(b, r)
-        ),
+        "The noise is subtracted: x_r = x0 + r ε.": ask_at(x0 - r[:, None] * eps, r),
+        "That is x0 in every row, which is plain diffusion: only where r = 0 is the clean point the"
+        " target.": x0,
+        "The rows with r = 0 were asked at a small level instead: there the target is x0 itself,"
+        " and nothing need be asked.": small,
     }
-    if said := compare(got, ask_at(b, r), slips, "The target"):
-        return said
+
+# %% ../../nbs/inside/checks_06.ipynb #b22ddb12
+def _target_gradient(f, got, right, a, t, r):
+    "What is wrong with the gradient that a target leaves to the weights, or None."
     if not (f(a, t) - got).requires_grad:
         return (
             "After your lines the model has no gradient any more (requires_grad_(False)?): the"
@@ -138,21 +136,32 @@ def check_target(answer):
             " model as it is."
         )
     ((f(a, t) - got).square().sum(1) / (t - r)).sum().backward()
-    slope = a / (
-        1 + t[:, None]
-    )  # df/dw at t; with the target held, d/dw of (f_t - target)² is 2 (f_t - target) slope
-    want = (2 * (1.5 * slope - ask_at(b, r)) * slope / (t - r)[:, None]).sum()
-    return (
-        compare(
-            f.w.grad,
-            want,
-            what=(
-                "The values are right, but a gradient flows through the target (is it detached?):"
-                " the slope of the loss"
-            ),
-        )
-        and "The values are right, but a gradient flows through the target, so that it moves as well: compute it under torch.no_grad(), or detach it."
+    slope = a / (1 + t[:, None])  # df/dw at t, with the target held
+    want = (2 * (1.5 * slope - right) * slope / (t - r)[:, None]).sum()
+    what = (
+        "The values are right, but a gradient flows through the target (is it detached?): the slope"
+        " of the loss"
     )
+    if compare(f.w.grad, want, what=what):
+        return (
+            "The values are right, but a gradient flows through the target, so that it moves as"
+            " well: compute it under torch.no_grad(), or detach it."
+        )
+
+# %% ../../nbs/inside/checks_06.ipynb #b22ddb15
+@check(
+    "The same noise, no gradient, the clean point at r = 0: the answer at t moves, and this one"
+    " waits for it."
+)
+def check_target(answer):
+    f, (x0, t, r, eps) = _TargetModel(), _target_rows()
+    got, again = answer(f, x0, t, r, eps), answer(f, x0, t, r, eps)
+    if said := _target_form(f, got, again, x0, r):
+        return said
+    right = _exact_answer(x0, r, x0 + r[:, None] * eps, r)
+    if said := compare(got, right, _target_slips(x0, t, r, eps), "The target"):
+        return said
+    return _target_gradient(f, got, right, x0 + t[:, None] * eps, t, r)
 
 # %% ../../nbs/inside/checks_06.ipynb #c3e42778
 LEVELS = LogNormal(0.0, 2.0)
@@ -186,31 +195,10 @@ def _recipe_errors(changes):
         for f in (p.ema, p.model)
     ], configs[0]
 
-# %% ../../nbs/inside/checks_06.ipynb #f9c57fbc
-@check(
-    "Under the bar, over all four seeds together. Which of your changes did it? Take them back one"
-    " at a time."
-)
-def check_recipe(answer):
-    changes = answer() if callable(answer) else answer
-    if not isinstance(changes, dict):
-        return (
-            "The recipe should be a dict of fields of Config, such as dict(lr=1e-3), and is a"
-            f" {type(changes).__name__}."
-        )
-    if fixed := {"kimg", "batch", "seed", "optimizer", "betas"} & set(changes):
-        return (
-            f"{min(fixed)} belongs to the budget of the exercise or to what all answers share"
-            " (kimg, batch, optimizer, betas, seed) and stays: change the others."
-        )
-    if getattr(changes.get("objective", ECT(p_t=LEVELS)), "p_t", None) != LEVELS:
-        return (
-            "The distribution of t is what all answers share: give p_t=LogNormal(0.0, 2.0) to your"
-            " objective."
-        )
-    if unknown := set(changes) - {f.name for f in fields(Config)}:
-        return f"Config has no field {min(unknown)}."
-    (averaged, last), config = _recipe_errors(changes)
+# %% ../../nbs/inside/checks_06.ipynb #f9c57fb0
+def _too_far(errors, config):
+    "What keeps a recipe of these mean errors above the bar, or None."
+    averaged, last = errors
     if averaged < 0.28:
         return None
     said = f"The mean error is {averaged:.3f}, and the bar is 0.280. "
@@ -233,3 +221,33 @@ def check_recipe(answer):
         + "You are near the page's own settings: look at the learning rate, the stages this run"
         " gets to see, and the memory of the average."
     )
+
+# %% ../../nbs/inside/checks_06.ipynb #f9c57fbc
+def _no_recipe(changes):
+    "What makes `changes` none that the exercise takes, or None."
+    if not isinstance(changes, dict):
+        return (
+            "The recipe should be a dict of fields of Config, such as dict(lr=1e-3), and is a"
+            f" {type(changes).__name__}."
+        )
+    if fixed := {"kimg", "batch", "seed", "optimizer", "betas"} & set(changes):
+        return (
+            f"{min(fixed)} belongs to the budget of the exercise or to what all answers share"
+            " (kimg, batch, optimizer, betas, seed) and stays: change the others."
+        )
+    if unknown := set(changes) - {f.name for f in fields(Config)}:
+        return f"Config has no field {min(unknown)}."
+    if getattr(changes.get("objective", ECT(p_t=LEVELS)), "p_t", None) != LEVELS:
+        return (
+            "The distribution of t is what all answers share: give p_t=LogNormal(0.0, 2.0) to your"
+            " objective."
+        )
+
+
+@check(
+    "Under the bar, over all four seeds together. Which of your changes did it? Take them back one"
+    " at a time."
+)
+def check_recipe(answer):
+    changes = answer() if callable(answer) else answer
+    return _no_recipe(changes) or _too_far(*_recipe_errors(changes))

@@ -16,6 +16,7 @@ from ..asking import falling
 from ..io import files
 from ..networks import classes_of, whole_weights
 from ..sampling import steps
+from ..show.pictures import to_bytes
 from itertools import chain
 from pathlib import Path
 from torch import nn
@@ -46,7 +47,7 @@ def _batch(model, noises, times, device):
             f"the model gives NaN or infinity at the noise levels {times}, which is no picture: "
             "look at its weights, or at a run that diverged"
         )
-    return (x * 127.5 + 128).clamp(0, 255).byte().cpu()  # waits for the device
+    return to_bytes(x)  # waits for the device
 
 # %% ../../nbs/inside/bulk.ipynb #7a1f02d9
 class _Told(nn.Module):
@@ -115,24 +116,20 @@ class Speed:
         self.batch, self.done, self.seconds = batch, self.done + n, self.seconds + seconds
         return n / seconds if seconds else math.inf
 
-
+# %% ../../nbs/inside/bulk.ipynb #f4e01aa7
 def _no_memory(error):
-    return (
-        isinstance(error, torch.OutOfMemoryError)
-        or "not enough memory" in str(error)
-        or "can't allocate memory" in str(error)
-    )
+    "Whether `error` says that memory ran out."
+    said = ("not enough memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in said)
 
 # %% ../../nbs/inside/bulk.ipynb #22473583
 def _grow(speed, size, rate, most):
     "The next batch: double while the last doubling paid, else the best so far."
     speed.rates[size] = max(rate, speed.rates.get(size, 0.0))
     best = max(speed.rates, key=speed.rates.get)
-    if (
-        speed.halved
-        or len(speed.rates) > 1
-        and rate < 1.05 * max(v for b, v in speed.rates.items() if b < size)
-    ):
+    smaller = [v for b, v in speed.rates.items() if b < size]
+    flat = len(speed.rates) > 1 and rate < 1.05 * max(smaller)
+    if speed.halved or flat:
         return best, False
     return min(2 * size, most), 2 * size <= most
 
@@ -168,21 +165,29 @@ def draw(
     """Yields uint8 pictures (b, *shape) on the host, `n` in all, in order: the consistency model
     f(x, t) asked at `times`, the noise of picture i fixed by `seed` and i.
 
-    `batch` None: found while sampling, at most `most`; when memory runs out it is halved. `labels`:
-    numbers (n,) or one-hot rows; without them a network of k classes is told i modulo k for picture
-    i. `speed`: a `Speed` to fill. ValueError before the first picture for what cannot be drawn."""
+    `batch` None: found while sampling, at most `most`; when memory runs out it is halved.
+    `labels`: numbers (n,) or one-hot rows; without them a network of k classes is told i modulo k
+    for picture i. `speed`: a `Speed` to fill. ValueError before the first picture for what cannot
+    be drawn."""
     _asked(n, shape, seed, batch)
     whole_weights(model)
     times, ask = falling(times).tolist(), _teller(model, labels, n)
-    own = (
-        next((p.device for p in model.parameters()), None) if isinstance(model, nn.Module) else None
-    )
-    device, speed, growing = device or own or "cpu", speed or Speed(), batch is None
-    size, start = max(BLOCK, BLOCK * round((batch or 64) / BLOCK)), 0
+    device = device or _device_of(model)
+
+    def one(start, stop):
+        noises = noise(seed, start, stop, shape, len(times))
+        return _batch(ask(start, stop), noises, times, device)
+
+    yield from _in_batches(one, n, batch, speed or Speed(), most)
+
+# %% ../../nbs/inside/bulk.ipynb #2e7f5a6f
+def _in_batches(one, n, batch, speed, most):
+    "What `one(start, stop)` gives for the pictures 0 to `n`, batch after batch, each timed."
+    size, start, growing = max(BLOCK, BLOCK * round((batch or 64) / BLOCK)), 0, batch is None
     while start < n:
         stop, began = min(start + size, n), time.perf_counter()
         try:
-            x = _batch(ask(start, stop), noise(seed, start, stop, shape, len(times)), times, device)
+            x = one(start, stop)
         except RuntimeError as e:
             size, growing = _halve(e, size, speed), False
             continue
@@ -191,6 +196,12 @@ def draw(
             size, growing = _grow(speed, size, rate, most)
         start = stop
         yield x
+
+# %% ../../nbs/inside/bulk.ipynb #327a6b1e
+def _device_of(model):
+    "Where the weights of `model` lie; the CPU for one that has none."
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((p.device for p in parameters), "cpu")
 
 # %% ../../nbs/inside/bulk.ipynb #06717ab7
 def _halve(error, size, speed):
@@ -230,6 +241,7 @@ def save_npz(pictures, path, n=None):
 
 # %% ../../nbs/inside/bulk.ipynb #e7c05a13
 def _write_npz(file, parts, shape):
+    "Write uint8 `parts` (b, C, H, W), `shape` (N, H, W, C) together, as arr_0 into an open file."
     about, written = dict(descr="|u1", fortran_order=False, shape=shape), 0
     with (
         zipfile.ZipFile(file, "w") as archive,

@@ -17,6 +17,7 @@ import torch
 import warnings
 from ..io import data, files, weights
 from ..networks import Classifier
+from ..show.pictures import to_uint8
 from pathlib import Path
 from torch import nn
 
@@ -53,6 +54,7 @@ def _tf1(n, size):
 
 # %% ../../nbs/inside/features.ipynb #2b961c4a
 def _pillow(array, size):
+    "An array (H, W, …) at (`size`, `size`) by Pillow's bicubic."
     from PIL import Image
 
     return np.array(Image.fromarray(array).resize((size, size), Image.Resampling.BICUBIC))
@@ -74,13 +76,8 @@ class FeatureNetwork(nn.Module):
 
     def __init__(self, network, name, of=None, shape=None, dim=None):
         super().__init__()
-        self.network, self.name, self.of, self.shape, self.dim = (
-            network.requires_grad_(False),
-            name,
-            of or network,
-            shape,
-            dim,
-        )
+        self.network, self.name, self.of = network.requires_grad_(False), name, of or network
+        self.shape, self.dim = shape, dim
         self.eval()
 
     def forward(self, x):
@@ -128,7 +125,7 @@ def features(network, pictures, batch=250):
 # %% ../../nbs/inside/features.ipynb #1b32af9f
 _SMALL = dict(fashion_mnist=(1, 28, 28), cifar10=(3, 32, 32))
 
-
+# %% ../../nbs/inside/features.ipynb #730cc16f
 @functools.cache
 def small_features(name="fashion_mnist"):
     """The kit's own feature network for `name`, fashion_mnist or cifar10: 64 numbers a picture, the
@@ -138,9 +135,8 @@ def small_features(name="fashion_mnist"):
             f"there is no small feature network for {name!r}, only for"
             f" {' and '.join(map(repr, _SMALL))}"
         )
-    classifier = weights.load(data.find(f"{name}_classifier.safetensors")).to(
-        memory_format=torch.channels_last
-    )  # half the time on a CPU
+    classifier = weights.load(data.find(f"{name}_classifier.safetensors"))
+    classifier.to(memory_format=torch.channels_last)  # half the time on a CPU
     return FeatureNetwork(
         classifier, f"{name}_classifier_64", classifier.features, shape=_SMALL[name], dim=64
     )
@@ -157,7 +153,7 @@ def random_features(channels=3, dim=64, seed=0):
 # %% ../../nbs/inside/features.ipynb #925753ed
 INCEPTION = "inception-2015-12-05"
 
-
+# %% ../../nbs/inside/features.ipynb #da0aee4c
 class _Inception(nn.Module):
     """Pictures in [-1, 1] -> `net` on three channels from 0 to 255, enlarged first unless the
     network does that itself."""
@@ -194,31 +190,27 @@ def inception(mode="legacy_tensorflow", path=None):
         raise ValueError(
             f"mode is 'legacy_tensorflow' (published FIDs) or 'clean' (clean-FID), not {mode!r}"
         )
-    base, file = _script(_inception_file(path))
-    if original := hasattr(base, "layers"):
-        net, inside = (
-            _through_clean_fid(file, mode == "legacy_tensorflow"),
-            mode == "legacy_tensorflow",
-        )
-    elif hasattr(base, "net") and hasattr(base.net, "layers"):
-        net, inside = _Layers(base.net.layers), False
-    else:
-        raise ValueError(
-            f"{file} is TorchScript but not Inception (it has no layers): give the path of"
-            f" {INCEPTION}.pt"
-        )
-    return FeatureNetwork(
-        _Inception(net, mode, inside),
-        f"{INCEPTION}_{mode}" + ("" if original else "_converted"),
-        dim=2048,
+    net, name = _layers_of(*_script(_inception_file(path)), mode)
+    return FeatureNetwork(net, name, dim=2048)
+
+# %% ../../nbs/inside/features.ipynb #a134d4fd
+def _layers_of(base, file, mode):
+    "The network that a TorchScript `base` of that `file` holds, made ready, and its name."
+    name, inside = f"{INCEPTION}_{mode}", mode == "legacy_tensorflow"
+    if hasattr(base, "layers"):
+        return _Inception(_through_clean_fid(file, inside), mode, inside), name
+    if hasattr(base, "net") and hasattr(base.net, "layers"):
+        return _Inception(_Layers(base.net.layers), mode, False), f"{name}_converted"
+    raise ValueError(
+        f"{file} is TorchScript but not Inception (it has no layers): give the path of"
+        f" {INCEPTION}.pt"
     )
 
 # %% ../../nbs/inside/features.ipynb #a19acd50
 def _script(file):
+    "The TorchScript network in `file`, in evaluation mode, and the file."
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # torch announces the end of TorchScript; the file has no other form
+        warnings.simplefilter("ignore")  # torch announces TorchScript's end; no other form exists
         try:
             return torch.jit.load(file, map_location="cpu").eval(), file
         except RuntimeError as e:
@@ -240,6 +232,7 @@ def _clean_fid(part):
 
 # %% ../../nbs/inside/features.ipynb #3c5b3b34
 def _through_clean_fid(file, inside):
+    "The network of `file` as clean-fid runs it; `inside`: it enlarges the pictures itself."
     InceptionV3W = _clean_fid("inception_torchscript").InceptionV3W
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -264,6 +257,7 @@ def _inception_file(path):
 
 # %% ../../nbs/inside/features.ipynb #72c56ca1
 def _fetch(file):
+    "`file`, fetched by clean-fid if it is not there."
     if file.is_file():
         return file
     downloads_helper = _clean_fid("downloads_helper")
@@ -291,32 +285,28 @@ def dinov2(network=None, name="dinov2_vitl14", dim=1024, trust_repo=False):
             "DINOv2 comes as a program with its weights, github.com/facebookresearch/dinov2: say"
             " trust_repo=True to let torch.hub fetch and run it, or pass a network"
         )
-    if network is None:
-        try:
-            network = torch.hub.load("facebookresearch/dinov2", "dinov2_vitl14", trust_repo=True)
-        except (OSError, RuntimeError) as e:
-            raise FileNotFoundError(
-                f"DINOv2 could not be fetched ({e}): connect once, or put a copy of the repository"
-                f" and its weights into {torch.hub.get_dir()}"
-            ) from e
-    mean, std = (
-        torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    )
-    prepare = lambda p: (torch.from_numpy(_pillow(p, 224)).permute(2, 0, 1) / 255 - mean) / std
-    to_bytes = lambda x: (
-        (127.5 * quantise(x) + 127.5)
-        .round()
-        .byte()
-        .expand(-1, 3, -1, -1)
-        .permute(0, 2, 3, 1)
-        .cpu()
-        .numpy()
-    )
-    return FeatureNetwork(
-        network,
-        name,
-        lambda x: network(torch.stack([prepare(p) for p in to_bytes(x)]).to(x)),
-        dim=dim,
+    net = _fetch_dinov2() if network is None else network
+    return FeatureNetwork(net, name, lambda x: net(_for_imagenet(x).to(x)), dim=dim)
+
+# %% ../../nbs/inside/features.ipynb #ff5226e2
+def _fetch_dinov2():
+    "DINOv2 by torch.hub; FileNotFoundError says what to do without a connection."
+    try:
+        return torch.hub.load("facebookresearch/dinov2", "dinov2_vitl14", trust_repo=True)
+    except (OSError, RuntimeError) as e:
+        raise FileNotFoundError(
+            f"DINOv2 could not be fetched ({e}): connect once, or put a copy of the repository"
+            f" and its weights into {torch.hub.get_dir()}"
+        ) from e
+
+# %% ../../nbs/inside/features.ipynb #786fd9f5
+def _for_imagenet(x):
+    "Pictures (B, C, H, W) in [-1, 1] as bytes, at 224 pixels, in ImageNet's units, on the host."
+    mean = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
+    std = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
+    colour = to_uint8(quantise(x).expand(-1, 3, -1, -1)).numpy()
+    return torch.stack(
+        [(torch.from_numpy(_pillow(p, 224)).permute(2, 0, 1) / 255 - mean) / std for p in colour]
     )
 
 # %% ../../nbs/inside/features.ipynb #e378a2d0

@@ -10,7 +10,6 @@ __all__ = ['frechet_distance', 'Moments', 'moments', 'save_reference', 'referenc
 import math
 import numpy as np
 import os
-import platform
 import time
 import torch
 import warnings
@@ -18,6 +17,8 @@ from dataclasses import dataclass
 from ..io import data, files, weights
 from .features import INCEPTION, features, quantise
 from ..sampling import sample, told
+from ..training.runs import device_name
+from fastcore.basics import patch
 from pathlib import Path
 
 # %% ../../nbs/workshop/measure.ipynb #bdc2dd69
@@ -45,11 +46,13 @@ def _frechet(mu1, cov1, A, mu2, cov2):
 
 # %% ../../nbs/workshop/measure.ipynb #3cbc7d18
 def _factor(cov):
+    "A with A @ A.T = `cov`."
     w, V = torch.linalg.eigh(cov)
     return V * _sqrt(w, cov.trace())
 
 # %% ../../nbs/workshop/measure.ipynb #7c0aab6f
 def _sqrt(w, scale):
+    "Roots of eigenvalues that rounding may have put a little below 0."
     if w[0] < -1e-6 * scale.abs():
         raise ValueError(
             f"a covariance has the negative eigenvalue {w[0]:.2g}: it is not the covariance of"
@@ -88,6 +91,11 @@ class Moments:
         x = _rows(x)
         mean = x.mean(0)
         return cls(len(x), mean, (x - mean).T @ (x - mean), features)
+
+    @staticmethod
+    def load(path):
+        "The moments that `save` wrote to `path`. ValueError if the file is damaged."
+        return _read(path)
 
     @property
     def cov(self):
@@ -135,25 +143,19 @@ def _combine(a, b, sign):
 
 # %% ../../nbs/workshop/measure.ipynb #0d7345ae
 def _seal(m):
+    "A checksum of the moments."
     return files.digest(repr(m.n), m.mean.numpy(), m.scatter.numpy(), digits=16)
 
-
-def _save(m, path, **facts):
+# %% ../../nbs/workshop/measure.ipynb #1a320b03
+@patch
+def save(self: Moments, path, **facts):
     """Write the moments to the safetensors file `path`, all or nothing, with a checksum and `facts`
     (texts); returns them."""
-    from safetensors.torch import save
+    from safetensors.torch import save as packed
 
-    facts |= dict(n=str(m.n), features=m.features, checksum=_seal(m))
-    files.write_atomically(path, save(dict(mean=m.mean, scatter=m.scatter), facts))
-    return m
-
-# %% ../../nbs/workshop/measure.ipynb #b0071e38
-def _load(path):
-    "The moments that `save` wrote to `path`. ValueError if the file is damaged."
-    return _read(path)
-
-
-Moments.save, Moments.load = _save, staticmethod(_load)
+    facts |= dict(n=str(self.n), features=self.features, checksum=_seal(self))
+    files.write_atomically(path, packed(dict(mean=self.mean, scatter=self.scatter), facts))
+    return self
 
 # %% ../../nbs/workshop/measure.ipynb #d9040a0f
 def _read(path, **wanted):
@@ -178,6 +180,7 @@ def _read(path, **wanted):
 
 # %% ../../nbs/workshop/measure.ipynb #42d29cff
 def _rows(x):
+    "Features (B, D) in float64 on the host, checked."
     x = torch.as_tensor(x).detach().cpu().double()
     if x.ndim != 2 or not len(x):
         raise ValueError(f"features are wanted as (B, D) with B at least 1, not {tuple(x.shape)}")
@@ -193,10 +196,8 @@ def _rows(x):
 def moments(network, pictures, batch=250):
     """`Moments` of the features of `pictures` (a `Pictures` or a tensor in [-1, 1]), which never
     lie in memory at once."""
-    m, take = (
-        Moments(features=getattr(network, "name", "")),
-        (pictures.subset if isinstance(pictures, data.Pictures) else pictures.__getitem__),
-    )
+    take = pictures.subset if isinstance(pictures, data.Pictures) else pictures.__getitem__
+    m = Moments(features=getattr(network, "name", ""))
     for rows in torch.arange(len(pictures)).split(8 * batch):
         m.update(features(network, take(rows), batch))
     return m
@@ -207,8 +208,9 @@ def save_reference(path, pictures, network):
     checksums by which `reference` knows them."""
     return moments(network, pictures).save(path, **_key(pictures, network))
 
-
+# %% ../../nbs/workshop/measure.ipynb #1cd46bb9
 def _key(pictures, network):
+    "By what kept moments are known: checksums of pictures and weights, the network's name."
     return dict(pictures=pictures.checksum, weights=network.checksum, features=network.name)
 
 # %% ../../nbs/workshop/measure.ipynb #0f235e0e
@@ -217,33 +219,37 @@ def reference(pictures, network, folder=None):
     `folder` (else $ECT_NB_CACHE, else ~/.cache/ect_nb) if the checksums of pictures and weights and
     the network's name are those stored there. A damaged file is computed anew, with a warning.
     Those of a tensor, or of a network without a checksum, are not kept."""
+    compute = lambda: moments(network, pictures)
     if torch.is_tensor(pictures) or not hasattr(network, "checksum"):
-        return moments(network, pictures)
+        return compute()
     key = _key(pictures, network)
-    try:
-        if m := _read(data.find("fashion_mnist_statistics.safetensors"), **key):
-            return m
-    except FileNotFoundError:
-        pass
-    except ValueError as e:
-        warnings.warn(f"{e}. Until then the statistics are computed", stacklevel=2)
+    if m := _shipped(key):
+        return m
     folder = Path(folder or os.environ.get("ECT_NB_CACHE") or "~/.cache/ect_nb").expanduser()
+    name = f"moments-{files.digest(repr(key), digits=16)}.safetensors"
     try:
-        return _cached(
-            folder / f"moments-{files.digest(repr(key), digits=16)}.safetensors",
-            key,
-            lambda: moments(network, pictures),
-        )
+        return _cached(folder / name, key, compute)
     except OSError as e:
         warnings.warn(
             f"nothing can be kept in {folder} ({e.strerror or e}): the statistics are computed and"
             " not stored; set ECT_NB_CACHE to a folder of your own",
             stacklevel=2,
         )
-    return moments(network, pictures)
+    return compute()
+
+# %% ../../nbs/workshop/measure.ipynb #5bcbc1f0
+def _shipped(key):
+    "The moments that ship with the kit if they are those; a warning if they are damaged."
+    try:
+        return _read(data.find("fashion_mnist_statistics.safetensors"), **key)
+    except FileNotFoundError:
+        return None
+    except ValueError as e:
+        warnings.warn(f"{e}. Until then the statistics are computed", stacklevel=3)
 
 # %% ../../nbs/workshop/measure.ipynb #33bf3979
 def _cached(path, key, compute):
+    "The moments kept at `path`, computed and kept there by whoever comes first."
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -285,18 +291,12 @@ def distance(x, reference, groups=20):
     x, to_reference = _prepared(x, reference, groups, 2)
     whole = Moments.of(x)
     value = to_reference(whole)
-    without = torch.tensor(
-        [to_reference(whole - Moments.of(part)) for part in x.tensor_split(groups)],
-        dtype=torch.float64,
-    )
-    return Distance(
-        value,
-        *_jackknife(value, without),
-        (groups - 1) * (without.mean().item() - value),
-        len(x),
-        reference.features,
-        _title(reference, len(x)),
-    )
+    without = [to_reference(whole - Moments.of(part)) for part in x.tensor_split(groups)]
+    without = torch.tensor(without, dtype=torch.float64)
+    low, high = _jackknife(value, without)
+    bias = (groups - 1) * (without.mean().item() - value)
+    name, metric = reference.features, _title(reference, len(x))
+    return Distance(value, low, high, bias, len(x), name, metric)
 
 # %% ../../nbs/workshop/measure.ipynb #5153bb86
 def _prepared(x, reference, groups, least):
@@ -313,19 +313,16 @@ def _prepared(x, reference, groups, least):
             f"{groups} groups want at least {max(2, groups) * least} samples and 2 groups, and"
             f" there are {len(x)} samples: draw more or ask for fewer groups"
         )
-    A = _factor(cov)
-    return x[
-        torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    ], lambda m: _frechet(mu, cov, A, m.mean, m.cov)
+    A, order = _factor(cov), torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    return x[order], lambda m: _frechet(mu, cov, A, m.mean, m.cov)
 
 # %% ../../nbs/workshop/measure.ipynb #45d2b2e4
 def _jackknife(value, without):
+    "The 95 % interval about `value`, from the values (groups,) without each group."
     from scipy.special import stdtrit
 
-    half = (
-        stdtrit(len(without) - 1, 0.975)
-        * ((len(without) - 1) * without.var(correction=0)).sqrt().item()
-    )
+    k = len(without) - 1
+    half = stdtrit(k, 0.975) * (k * without.var(correction=0)).sqrt().item()
     return value - half, value + half
 
 # %% ../../nbs/workshop/measure.ipynb #693f45cf
@@ -335,7 +332,7 @@ _TITLES = {
     "dinov2_vitl14": "FD-DINOv2",
 }
 
-
+# %% ../../nbs/workshop/measure.ipynb #4f935f37
 def _title(reference, n):
     """A borrowed name is for 50,000 samples against a training set of at least as many; everything
     else is a Fréchet distance, FD."""
@@ -358,32 +355,25 @@ def extrapolate(x, reference, groups=20, parts=5):
             stacklevel=2,
         )
     at_zero = lambda rows: _at_zero(x, rows, to_reference, parts)
-    value, pieces = at_zero(torch.arange(len(x))), torch.arange(len(x)).tensor_split(groups)
-    without = [
-        at_zero(torch.cat(pieces[:g] + pieces[g + 1 :])) for g in range(groups)
-    ]  # whoever stays, stays in the same part
-    return Distance(
-        value,
-        *_jackknife(value, torch.tensor(without, dtype=torch.float64)),
-        0.0,
-        len(x),
-        reference.features,
-        "FD∞",
-    )
+    rows = torch.arange(len(x))
+    value, pieces = at_zero(rows), rows.tensor_split(groups)
+    # whoever stays, stays in the same part
+    without = [at_zero(torch.cat(pieces[:g] + pieces[g + 1 :])) for g in range(groups)]
+    low, high = _jackknife(value, torch.tensor(without, dtype=torch.float64))
+    return Distance(value, low, high, 0.0, len(x), reference.features, "FD∞")
 
 # %% ../../nbs/workshop/measure.ipynb #c8ec9547
 def _at_zero(x, rows, to_reference, parts):
     """Where the line through the mean distances of the parts of `rows` (row i is in part i mod k)
     meets 1/n = 0."""
-    means = [
-        sum(to_reference(Moments.of(x[rows[rows % k == j]])) for j in range(k)) / k
-        for k in range(1, parts + 1)
-    ]
+
+    def mean(k):
+        return sum(to_reference(Moments.of(x[rows[rows % k == j]])) for j in range(k)) / k
+
+    means = torch.tensor([mean(k) for k in range(1, parts + 1)], dtype=torch.float64)
     one_over_n = torch.arange(1, parts + 1).double() / len(rows)
-    line = torch.linalg.lstsq(
-        torch.stack([torch.ones(parts).double(), one_over_n], 1),
-        torch.tensor(means, dtype=torch.float64)[:, None],
-    ).solution
+    ones = torch.ones(parts).double()
+    line = torch.linalg.lstsq(torch.stack([ones, one_over_n], 1), means[:, None]).solution
     return line[0].item()
 
 # %% ../../nbs/workshop/measure.ipynb #1e6f5620
@@ -401,10 +391,8 @@ class Share:
     def of(cls, hits):
         "The share of True in `hits` (n,)."
         n, p, z2 = len(hits), hits.double().mean().item(), 1.96**2
-        middle, half = (
-            (p + z2 / 2 / n) / (1 + z2 / n),
-            math.sqrt(z2 * (p * (1 - p) + z2 / 4 / n) / n) / (1 + z2 / n),
-        )
+        middle = (p + z2 / 2 / n) / (1 + z2 / n)
+        half = math.sqrt(z2 * (p * (1 - p) + z2 / 4 / n) / n) / (1 + z2 / n)
         return cls(p, max(0.0, middle - half), min(1.0, middle + half), n)
 
     def __str__(self):
@@ -429,16 +417,15 @@ def precision_recall(real, made, k=3):
 # %% ../../nbs/workshop/measure.ipynb #5133aa7e
 def _covered(points, centres, k):
     "Which `points` lie in the ball of some centre."
-    radius = torch.cat(
-        [_apart(c, centres).kthvalue(k + 1, 1).values for c in centres.split(500)]
-    )  # + 1: each is its own nearest
+    nearest = k + 1  # each is its own nearest
+    reach = [_apart(c, centres).kthvalue(nearest, 1).values for c in centres.split(500)]
+    radius = torch.cat(reach)
     return torch.cat([(_apart(p, centres) <= radius).any(1) for p in points.split(500)])
 
-
+# %% ../../nbs/workshop/measure.ipynb #f871bb59
 def _apart(a, b):
-    return torch.cdist(
-        a, b, compute_mode="donot_use_mm_for_euclid_dist"
-    )  # exact: a row is at 0 from itself
+    "Distances (A, B) of rows, exact: a row is at 0 from itself."
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 # %% ../../nbs/workshop/measure.ipynb #07aa4ad6
 def nearest(x, others):
@@ -473,20 +460,32 @@ def measure(
     nfe=None,
     batch=250,
     groups=20,
-    run=None,
-    init=None,
-    kimg=None,
     **more,
 ):
-    """Draw `n` pictures with `model`, take their `distance` from the training `pictures` (a
-    `Pictures`, or a float tensor: pictures in [-1, 1], latents) in the features of `network`, and
-    return the record, a dict of plain data.
+    """The `distance` of `n` pictures drawn with `model` from the training `pictures` (a `Pictures`,
+    or a float tensor: pictures in [-1, 1], latents) in the features of `network`, as a record, a
+    dict of plain data.
 
     One evaluation per entry of `times`, by default (80.0,); another `sampler(model, z, generator)`
     wants its `nfe`. Noise comes from `seed`, `batch` by `batch`. `seconds` are those of sampling.
     `run`, `init`, `kimg` and `more` go into the record, which `RunFolder.record(**r)` keeps."""
+    draw, times, nfe = _drawing(model, times, sampler, nfe)
+    target, run = reference(pictures, network), more.pop("run", None)
+    seen, seconds = _look(draw, pictures, network, n, seed, batch, _device_of(model))
+    d = distance(seen, target, groups)
+    how = _about(model, pictures) | dict(nfe=nfe, times=times and list(times))
+    cost = dict(n_samples=n, n_reference=target.n, seconds=round(seconds, 3)) | _machine(model)
+    named = dict(run=run) if run else {}
+    return named | how | _result(d) | cost | dict(seed=seed, batch=batch) | more
+
+# %% ../../nbs/workshop/measure.ipynb #ab82f186
+def _drawing(model, times, sampler, nfe):
+    """The function (z, generator) -> samples, its noise levels and number of evaluations.
+
+    ValueError for a sampler that does not say how many those are, and for dropout at work."""
     if sampler is None:
-        times, sampler = times or (80.0,), lambda model, z, g: sample(told(model), z, times, g)
+        times = times or (80.0,)
+        nfe, sampler = nfe or len(times), lambda model, z, g: sample(told(model), z, times, g)
     elif nfe is None:
         raise ValueError(
             "a sampler of your own wants nfe=, its evaluations per sample, for the record"
@@ -496,61 +495,44 @@ def measure(
             "the model is in training mode, with its dropout at work: call .eval() first, or"
             " measure the EMA"
         )
-    parameters = list(model.parameters()) if hasattr(model, "parameters") else []
-    device = parameters[0].device if parameters else torch.device("cpu")
-    target = reference(pictures, network)
-    plain = torch.is_tensor(
-        pictures
-    )  # numbers are compared as they are, pictures as their files hold them
-    shape, name = (
-        (tuple(pictures.shape[1:]), "tensor") if plain else (pictures.shape, pictures.name)
-    )
-    seen, seconds = _look(
-        lambda z, g: sampler(model, z.to(device), g),
-        shape,
-        network,
-        n,
-        seed,
-        batch,
-        device,
-        (lambda x: x) if plain else quantise,
-    )
-    d = distance(seen, target, groups)
-    return (
-        (dict(run=run) if run else {})
-        | dict(
-            data=name,
-            network=_kind(model),
-            parameters=sum(p.numel() for p in parameters),
-            init=init,
-            kimg=kimg,
-            nfe=nfe or len(times),
-            times=times and list(times),
-            metric=d.metric,
-            features=d.features,
-            value=d.value,
-            low=d.low,
-            high=d.high,
-            bias=d.bias,
-            n_samples=n,
-            n_reference=target.n,
-            seconds=round(seconds, 3),
-            device=(
-                torch.cuda.get_device_name(device)
-                if device.type == "cuda"
-                else f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
-            ),
-            software=f"torch {torch.__version__}",
-            seed=seed,
-            batch=batch,
-        )
-        | more
-    )
+    device = _device_of(model)
+    return lambda z, g: sampler(model, z.to(device), g), times, nfe
+
+# %% ../../nbs/workshop/measure.ipynb #455391b8
+def _parameters(model):
+    return list(model.parameters()) if hasattr(model, "parameters") else []
+
+# %% ../../nbs/workshop/measure.ipynb #d0018c80
+def _device_of(model):
+    "Where the weights of `model` lie; the CPU for one that has none."
+    return next((p.device for p in _parameters(model)), torch.device("cpu"))
+
+# %% ../../nbs/workshop/measure.ipynb #7422a82a
+def _about(model, pictures):
+    "What a record says of the `model` and the `pictures`."
+    kind = type(model).__name__ + (f"({type(model.net).__name__})" if hasattr(model, "net") else "")
+    name = "tensor" if torch.is_tensor(pictures) else pictures.name
+    size = sum(p.numel() for p in _parameters(model))
+    return dict(data=name, network=kind, parameters=size, init=None, kimg=None)
+
+# %% ../../nbs/workshop/measure.ipynb #7592f4c2
+def _result(d):
+    "What a record says of a `Distance`."
+    interval = dict(value=d.value, low=d.low, high=d.high, bias=d.bias)
+    return dict(metric=d.metric, features=d.features) | interval
+
+# %% ../../nbs/workshop/measure.ipynb #1cb3a2fc
+def _machine(model):
+    "What a record says of the machine."
+    return dict(device=device_name(_device_of(model)), software=f"torch {torch.__version__}")
 
 # %% ../../nbs/workshop/measure.ipynb #fe89de0a
-def _look(draw, shape, network, n, seed, batch, device, kept=quantise):
-    """Features (n, D) of samples as `kept` keeps them (rounded to bytes), and the seconds that
-    sampling took."""
+def _look(draw, pictures, network, n, seed, batch, device):
+    """Features (n, D) of samples of the shape of `pictures`, and the seconds that sampling took.
+
+    Pictures are compared as their files hold them, rounded to bytes; numbers as they are."""
+    plain = torch.is_tensor(pictures)
+    shape = pictures.shape[1:] if plain else pictures.shape
     rows, seconds = [], 0.0
     for i, part in enumerate(torch.arange(n).split(batch)):
         g = files.dice(seed, i)
@@ -560,9 +542,5 @@ def _look(draw, shape, network, n, seed, batch, device, kept=quantise):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds += time.perf_counter() - began
-        rows.append(features(network, kept(x)))
+        rows.append(features(network, x if plain else quantise(x)))
     return torch.cat(rows), seconds
-
-
-def _kind(model):
-    return type(model).__name__ + (f"({type(model.net).__name__})" if hasattr(model, "net") else "")

@@ -536,10 +536,10 @@ class _Compare:
         if not atlas.runs:
             raise ValueError("this atlas is empty: add a run with Atlas.add(folder)")
         first, second = _begin(atlas, first, second)
-        place = dict(width="224px", min_width="0", flex="0 1 224px")
+        place = dict(width="224px", min_width="208px", flex="0 1 224px")
         self.places = [w.HTML(layout=w.Layout(**place)) for _ in range(3)]
         self.words, self.error = w.HTML(layout=w.Layout(min_height="116px")), w.HTML()
-        self.now, self.busy, self.note = None, False, ""
+        self.now, self.shown, self.busy, self.note = None, None, False, ""
         self.together = _together(tuple(first[1:]) == tuple(second[1:]))
         self.first = _Pick(atlas, lambda atlas: list(atlas.runs), *first, self.move)
         self.second = _Pick(atlas, self.fellows, *second, self.move)
@@ -547,7 +547,8 @@ class _Compare:
             _listen(pick, self.error, *self.places)
         self.together.observe(guard(self.error, self.move, *self.places), "value")
         controls = in_rows(w.VBox([p.run, p.kimg, p.nfe]) for p in (self.first, self.second))
-        self.panel = w.VBox([controls, self.together, w.HBox(self.places), self.words, self.error])
+        pictures = in_rows(self.places)
+        self.panel = w.VBox([controls, self.together, pictures, self.words, self.error])
         self.move()
 
 # %% ../../nbs/workshop/explore.ipynb #8ad21ee4
@@ -626,9 +627,14 @@ def move(self: _Compare, *_):
         self.follow(run, kimg, nfe)
     finally:
         self.busy = False
+    pairs = [(run, kimg, nfe), self.second.now]
+    shown = [(r.name, *at) for r, *at in pairs]
+    if shown == self.shown and not self.note:
+        return  # the box alone has moved: what it said stands
     try:
-        self.now = _compared(self.first.atlas, (run, kimg, nfe), self.second.now)
+        self.now, self.shown = _compared(self.first.atlas, *pairs), shown
     except ValueError:
+        self.shown = None
         self.words.value = readout_html(
             "These two cannot be compared; the pictures are those of the pair before."
         )

@@ -227,11 +227,12 @@ class Shown:
         self.picture, self.words, self.error = (w.HTML() for _ in range(3))
         self.width, self.png, self.alt = width, None, ""
 
-    def show(self, png, words, alt=None):
-        "Put up a PNG (bytes) and its words; `alt` is the picture's sentence if it is another."
+    def show(self, png, words, alt=None, content=None):
+        """Put up a PNG (bytes) and its words; `alt` is the picture's sentence if it is another,
+        `content` HTML that says the words in its own form."""
         self.png, self.alt = png, alt or words
         self.picture.value = image_html(png, self.alt, self.width)
-        self.words.value = readout_html(words)
+        self.words.value = content or readout_html(words)
 
     def guard(self, act):
         "`act` for a widget's event; after an error the picture before it is dimmed."

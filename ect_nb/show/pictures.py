@@ -189,13 +189,14 @@ def table_html(head, rows, left=None, style="border-spacing:12px 1px;line-height
     left. `style` is the table's, `cell` that of each cell."""
 
     def row(tag, cells):
-        sides = ("left" if left is None or i < left else "right" for i in range(len(cells)))
-        parts = (
-            f'<{tag} style="text-align:{side};{cell}">{c}</{tag}>' for side, c in zip(sides, cells)
-        )
+        parts = []
+        for i, c in enumerate(cells):
+            side = "left" if left is None or i < left else "right"
+            parts.append(f'<{tag} style="text-align:{side};{cell}">{c}</{tag}>')
         return f"<tr>{''.join(parts)}</tr>"
 
-    body = [row("th", head)] * bool(head) + [row("td", r) for r in rows]
+    body = [row("th", head)] if head else []
+    body += [row("td", r) for r in rows]
     return f'<table style="{style}">{"".join(body)}</table>'
 
 # %% ../../nbs/inside/pictures.ipynb #5be976c7

@@ -161,7 +161,8 @@ def _check_shares(config):
 def _check_levels(config):
     "ValueError unless `stages` has a stage, and the objective noise levels for four rows of it."
     objective = config.objective
-    if not isinstance(objective, Objective):
+    known = all(callable(getattr(objective, name, None)) for name in ("levels", "loss", "pair"))
+    if isinstance(objective, type) or not known:
         raise ValueError(f"objective is {objective!r}; it must be an Objective, such as ECT()")
     try:
         stage = config.stages.at(0)

@@ -6,7 +6,7 @@
 __all__ = ['seed_of', 'dice', 'rows', 'batch_of', 'draw', 'update_ema', 'train_step', 'Progress', 'train', 'prepared',
            'looked_at', 'try_once', 'facts_of']
 
-# %% ../../nbs/inside/trainer.ipynb #3eedf5a7
+# %% ../../nbs/inside/trainer.ipynb #3eedf5a6
 import copy
 import json
 import math
@@ -17,6 +17,10 @@ import traceback
 import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
+from torch import nn
+
+# %% ../../nbs/inside/trainer.ipynb #3eedf5a7
 from ..branches import queued
 from ..io import files, weights
 from ..networks import classes_of, dtype_of, inside, shares_dropout
@@ -56,8 +60,6 @@ from ect_nb.training.speed import (
     residual_errors,
     set_precision,
 )
-from functools import lru_cache
-from torch import nn
 
 # %% ../../nbs/inside/trainer.ipynb #be7ebd98
 _STREAMS = dict(order=0, time=1, noise=2, dropout=3)
