@@ -266,7 +266,8 @@ def test_an_atlas_reads_sheets_of_its_own_folder_only(tmp_path):
 def test_the_way_back_needs_no_file(monkeypatch, tmp_path):
     monkeypatch.setattr(features.data, "find", lambda *a: (_ for _ in ()).throw(FileNotFoundError("no data")))
     features.small_features.cache_clear()
-    monkeypatch.setitem(sys.modules, "cleanfid", None)
+    for name in ["cleanfid", *(m for m in sys.modules if m.startswith("cleanfid."))]:
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delenv("ECT_NB_INCEPTION", raising=False)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     for shape in ((1, 28, 28), (3, 32, 32)):
