@@ -7,7 +7,7 @@ __all__ = ['COLORS', 'VIEW', 'sharpness', 'described', 'png_size', 'show_figure'
            'images_figure', 'show_images', 'quick_png', 'draw_png', 'Live', 'show_panel', 'still_html', 'enliven',
            'image_html', 'here', 'guard', 'safely', 'complaint', 'dimmed', 'background', 'Flow', 'natural', 'flow',
            'FlowPicture', 'flow_words', 'readout_html', 'falling_slider', 'flow_panel', 'figure_panel', 'Tuning',
-           'tuning_figure', 'film', 'tuning_words', 'before_words', 'tuning_panel']
+           'give_way', 'tuning_figure', 'film', 'tuning_words', 'before_words', 'tuning_panel']
 
 # %% ../nbs/18_panels.ipynb #40b091c3
 import asyncio, base64, html, io, math, os, time
@@ -538,6 +538,7 @@ class Tuning:
         self.total = math.ceil(config.kimg * 1000 / config.batch) * config.batch
         self.watchers, self.run, self.task, self.before, self.finishing = [], None, None, None, False
         self.reset()
+        self.begin()
 
     @property
     def model(self): return self.last.ema if self.last else self.start
@@ -546,10 +547,16 @@ class Tuning:
     def images(self): return self.last.images if self.last else 0
 
 # %% ../nbs/18_panels.ipynb #b128a7d9
+def _begin(self):
+    "Make the run, if there is none: what cannot be trained is refused here."
+    if self.run is None: self.run = train(self.start, self.data, self.config)
+
 def _step(self):
     "Train on one batch; False if the run has ended."
     if self.ended: return False
-    try: self.last = next(self.run)
+    try:
+        self.begin()
+        self.last = next(self.run)
     except BaseException as e:                            # a generator that raised cannot go on
         self.ended, self.error = True, e if isinstance(e, Exception) else None
         raise
@@ -559,7 +566,7 @@ def _step(self):
     if self.ended or looks[1] > looks[0]: self.look()
     return not self.ended
 
-Tuning.step = _step
+Tuning.begin, Tuning.step = _begin, _step
 
 # %% ../nbs/18_panels.ipynb #b128a7da
 def _look(self):
@@ -579,14 +586,14 @@ def _reset(self):
     "Forget the run and stand at the start again."
     self.pause()
     if self.run: self.run.close()
-    self.run, self.last = train(self.start, self.data, self.config), None
+    self.run, self.last = None, None
     self.losses, self.looks, self.latest, self.ended, self.error = [], [], None, False, None
     self.look()
 
 def _stop(self):
     "End the run where it stands; `model` is what was reached."
     self.pause()
-    self.run.close()
+    if self.run: self.run.close()
     self.look()
     self.ended = True
 
@@ -646,12 +653,19 @@ Tuning.running = property(_running)
 Tuning.go, Tuning.pause, Tuning.take_over = _go, _pause, _take_over
 
 # %% ../nbs/18_panels.ipynb #d5729da5
+async def give_way(least=0.002, most=1.0):
+    "Let others have the thread: for `least` seconds, and up to `most` while they have work to do."
+    until = time.monotonic() + most
+    while (now := time.monotonic()) < until:
+        await asyncio.sleep(least)
+        if time.monotonic() - now < 3 * least: return
+
 async def _train_on(tuning):
     "Step after step, each followed by the watchers; what breaks a step stands in `error`."
     try:
         while tuning.step():
             tuning.tell()
-            await asyncio.sleep(0.002)
+            await give_way()
     except Exception: pass               # kept by step(), and shown by whoever watches
 
 def _rests(tuning, task):
@@ -659,7 +673,7 @@ def _rests(tuning, task):
     if tuning.task is not task: return
     tuning.task = None
     if Tuning.now is tuning: Tuning.now = None
-    if tuning.run and not tuning.error: tuning.glance()
+    if not tuning.error: tuning.glance()
     tuning.tell()
 
 # %% ../nbs/18_panels.ipynb #ce135f3d

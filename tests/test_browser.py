@@ -9,11 +9,12 @@ from ect_nb.analytic import GaussianMixture
 from ect_nb.explore import Atlas
 from ect_nb.tradeoff import budgets, curve, over_seeds, ranging, rivals, say, setting, tuned, walk_of
 
+pytestmark = pytest.mark.xdist_group("browser")      # one page, worked by all of them in order
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT/"out"/"browser"
 WAIT = 240                        # seconds at most for any one thing; every wait ends when the thing is there
 NAMES = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
-LAB = dict(JUPYTER_CONFIG_DIR="config", JUPYTER_DATA_DIR="data", JUPYTER_RUNTIME_DIR="runtime", JUPYTERLAB_SETTINGS_DIR="settings", JUPYTERLAB_WORKSPACES_DIR="workspaces", IPYTHONDIR="ipython")
+LAB = dict(JUPYTER_CONFIG_DIR="config", JUPYTER_DATA_DIR="data", JUPYTER_RUNTIME_DIR="runtime", JUPYTERLAB_SETTINGS_DIR="settings", JUPYTERLAB_WORKSPACES_DIR="workspaces", IPYTHONDIR="ipython", MPLCONFIGDIR="matplotlib")
 
 # The notebook: both panels, a cell that says where the run stands, a cell that takes the pictures away once training has begun
 
@@ -157,10 +158,17 @@ PANELS = FLOW, TUNING, EXPLORER, COMPARE, LIVE, PLANNER, MINE
 
 def cell(page, i): return page.locator(".jp-CodeCell").nth(i)
 def panel(page, i): return cell(page, i).locator(".jp-OutputArea-output > .widget-vbox")
+def output(page, i): return cell(page, i).locator(".jp-OutputArea-output").filter(has=page.locator(".widget-vbox"))
 def readout(page, i): return cell(page, i).locator(".ect-readout").last.inner_text()
 def button(page, name): return panel(page, TUNING).get_by_role("button", name=name, exact=True)
 def alert(page, i): return panel(page, i).get_by_role("alert")
 def picture(page, i): return panel(page, i).get_by_role("img")
+
+def place(page, i):
+    "Where the picture of panel `i` stands, also while another takes its place."
+    found = []
+    until(page, lambda: found.append(picture(page, i).bounding_box()) or found[-1], lambda: "no picture")
+    return found[-1]
 
 def until(page, true, there):
     "Wait until `true()` holds; if it never does, fail with what `there()` is instead."
@@ -271,7 +279,7 @@ def test_the_point_can_be_held(page):
     art.figure.canvas.draw()
     size = art.figure.bbox.size
     def at(t, x):
-        b, (u, v) = picture(page, FLOW).bounding_box(), art.left.transData.transform((t, x)) / size
+        b, (u, v) = place(page, FLOW), art.left.transData.transform((t, x)) / size
         return b["x"] + u * b["width"], b["y"] + (1 - v) * b["height"]
     def stands():
         t, x = re.search(r"At t = ([\d.e+-]+), x = \S+ \((-?[\d.]+) at", readout(page, FLOW)).groups()
@@ -282,7 +290,7 @@ def test_the_point_can_be_held(page):
     page.mouse.move(*at(3, 0.5), steps=5); page.mouse.move(*at(0.5, 1.2), steps=5); near(0.5, 1.2)
     says(page, float(slider(page, "x").get_attribute("aria-valuetext")), 10 ** (round(50 * math.log10(stands()[0])) / 50))
     page.mouse.up(); page.mouse.move(*at(20, -2)); page.wait_for_timeout(300); near(0.5, 1.2)
-    b = picture(page, FLOW).bounding_box()                                        # right of the paths there is no t to be had
+    b = place(page, FLOW)                                                         # right of the paths there is no t to be had
     page.mouse.click(b["x"] + 0.9 * b["width"], at(1, -0.5)[1]); near(0.5, -0.5)
     assert not alert(page, FLOW).count()
 
@@ -445,7 +453,7 @@ def test_compare(page):
     box.click(); says(setting(run, *last), setting(other, *last))
     walk = walk_of(atlas, run)                                                       # has no such budget: the box must not say so
     choose(page, COMPARE, walk.name, 1); says(setting(run, *last), setting(walk, *walk.points[-1]))
-    assert not box.is_checked() and "unticked" in readout(page, COMPARE)
+    until(page, lambda: not box.is_checked() and "unticked" in readout(page, COMPARE), lambda: (box.is_checked(), readout(page, COMPARE)))
     choose(page, COMPARE, other.name, 1); box.click(); says(setting(run, *last), setting(other, *last))
     assert panel(page, COMPARE).get_by_role("img").count() == 3 and not alert(page, COMPARE).count() and place() == before and box.is_checked()
 
@@ -555,8 +563,7 @@ def test_planner(page):
 def test_explorer_layout(page, width):
     "Nothing is cut or sticks out in a window 1280 pixels wide, one of 1000, and where the output is 700 wide."
     page.set_viewport_size(dict(width=width if width > 700 else 1280, height=1400))
-    output = cell(page, EXPLORER).locator(".jp-OutputArea-output")
-    if width == 700: page.set_viewport_size(dict(width=int(1280 - output.bounding_box()["width"] + 700), height=1400))
+    if width == 700: page.set_viewport_size(dict(width=int(1280 - output(page, EXPLORER).bounding_box()["width"] + 700), height=1400))
     for i, name in ((EXPLORER, "explorer"), (COMPARE, "compare"), (LIVE, "live"), (PLANNER, "planner"), (MINE, "my-run")):
         cell(page, i).scroll_into_view_if_needed()
         page.wait_for_timeout(300)
@@ -567,10 +574,9 @@ def test_explorer_layout(page, width):
 def test_layout(page, width):
     "Nothing is cut or sticks out, in a window 1280 pixels wide and where the output is 700 wide as in Colab."
     page.set_viewport_size(dict(width=1280, height=1400))
-    output = cell(page, FLOW).locator(".jp-OutputArea-output")
     if width == 700:
-        page.set_viewport_size(dict(width=int(1280 - output.bounding_box()["width"] + 700), height=1400))
-        until(page, lambda: abs(output.bounding_box()["width"] - 700) < 2, output.bounding_box)
+        page.set_viewport_size(dict(width=int(1280 - output(page, FLOW).bounding_box()["width"] + 700), height=1400))
+        until(page, lambda: abs(output(page, FLOW).bounding_box()["width"] - 700) < 2, output(page, FLOW).bounding_box)
     for i, name in ((FLOW, "flow"), (TUNING, "tuning")):
         drawn(page, i)
         panel(page, i).screenshot(path=PICTURES/f"{name}-{width}.png")
@@ -655,10 +661,13 @@ def test_restart_and_the_notebook_opened_later(page):
     page.locator("[data-command='kernelmenu:restart']").click()
     page.locator(".jp-Dialog .jp-mod-accept").click()
     page.locator(".jupyter-widgets-disconnected").first.wait_for()
+    cell(page, FLOW).scroll_into_view_if_needed()
     before = readout(page, FLOW)
+    assert "the path ends at" in before
     slider(page, "x").press("ArrowLeft")
     page.wait_for_timeout(500)
     assert readout(page, FLOW) == before
+    page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for()
     page.goto("about:blank")
     for s in json.loads(ask(page, "sessions")): ask(page, f"sessions/{s['id']}", "DELETE")
     page.goto(page.lab)

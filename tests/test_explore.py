@@ -790,6 +790,7 @@ def test_one_panel_of_a_folder_works_at_a_time(tmp_path):
         assert not first.task and not first.watch and not first.auto.value and first.buttons["Stop"].disabled and not explore_tasks()
         kept = first.bar.value
         second.buttons["Measure"].click()
+        while not second.task: await asyncio.sleep(0.005)                    # the click comes as an event
         while second.task: await asyncio.sleep(0.005)
         assert kept + second.bar.value == 8 and not second.error.value and not other.task
     asyncio.run(asyncio.wait_for(use(), 120))
