@@ -393,7 +393,7 @@ class _Compare:
         place = dict(width="224px", min_width="0", flex="0 1 224px")
         self.places = [w.HTML(layout=w.Layout(**place)) for _ in range(3)]
         self.words, self.error = w.HTML(layout=w.Layout(min_height="116px")), w.HTML()
-        self.now, self.busy, self.note = None, False, ""
+        self.now, self.shown, self.busy, self.note = None, None, False, ""
         same = "same budget and evaluations for both"
         self.together = w.Checkbox(value=tuple(first[1:]) == tuple(second[1:]), description=same, indent=False,
                                    layout=w.Layout(width="300px", margin="2px 8px 2px 80px"))
@@ -450,14 +450,17 @@ def _compared(self, *_):
     try: self.follow(run, kimg, nfe)
     finally: self.busy = False
     pairs = [(run, kimg, nfe), self.second.now]
+    shown = [(r.name, *at) for r, *at in pairs]
+    if shown == self.shown and not self.note: return     # the box alone has moved: what it said stands
     try:
         a, b = (setting(*p) for p in pairs)
         xa, xb = (strip(*p) for p in pairs)
         words = compare_words(a, b, difference(xa, xb), [over_seeds(self.first.atlas, *p) for p in pairs])
     except ValueError:
+        self.shown = None
         self.words.value = readout_html("These two cannot be compared; the pictures are those of the pair before.")
         raise
-    self.now = dict(a=a, b=b, xa=xa, xb=xb, words=words + self.note)
+    self.now, self.shown = dict(a=a, b=b, xa=xa, xb=xb, words=words + self.note), shown
     for place, x, s in zip(self.places, (xa, xb), (a, b)): place.value = _samples(x, _named(s), say(s), 216)
     unlike = "<b>second − first</b><br>orange brighter, blue darker"
     self.places[2].value = _samples(difference_sheet(xa[:16], xb[:16]), unlike, "The difference of the two, pixel by pixel", 216)

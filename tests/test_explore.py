@@ -701,6 +701,18 @@ def test_the_box_never_says_what_does_not_hold(seeds):
     first.kimg.value = 4; box.value = True
     holds(); assert box.value and second.now[1:] == (4, 2) and alert(panel) is None
 
+def test_what_the_box_says_stands_when_its_own_event_comes_later(seeds):
+    "As in a kernel, which delivers the event of the unticked box after the pictures were drawn."
+    async def use():
+        panel = explore.compare_panel(seeds)
+        panel.picks[1].run.value = "walked"
+        for _ in range(5): await asyncio.sleep(0)
+        assert not panel.together.value and "walked was not measured after 16 kimg" in readout(panel)
+        panel.picks[1].nfe.value = 3
+        for _ in range(5): await asyncio.sleep(0)
+        assert "unticked" not in readout(panel) and "3 evaluations" in readout(panel)
+    asyncio.run(use())
+
 def test_data_sets_never_share_an_axis(seeds, tmp_path):
     "Another data set, larger pictures in colour, in other features; and the first data in other features."
     other = dict(data="birds", features="birds_8", channels=3)
