@@ -390,7 +390,7 @@ class _Compare:
         import ipywidgets as w
         if not atlas.runs: raise ValueError("this atlas is empty: add a run with Atlas.add(folder)")
         first, second = _begin(atlas, first, second)
-        place = dict(width="224px", min_width="0", flex="0 1 224px")
+        place = dict(width="224px", min_width="208px", flex="0 1 224px")
         self.places = [w.HTML(layout=w.Layout(**place)) for _ in range(3)]
         self.words, self.error = w.HTML(layout=w.Layout(min_height="116px")), w.HTML()
         self.now, self.shown, self.busy, self.note = None, None, False, ""
@@ -403,7 +403,8 @@ class _Compare:
         self.together.observe(guard(self.error, self.move, *self.places), "value")
         columns = [w.VBox([p.run, p.kimg, p.nfe]) for p in (self.first, self.second)]
         controls = w.HBox(columns, layout=w.Layout(flex_flow="row wrap"))
-        self.panel = w.VBox([controls, self.together, w.HBox(self.places), self.words, self.error])
+        pictures = w.HBox(self.places, layout=w.Layout(flex_flow="row wrap"))
+        self.panel = w.VBox([controls, self.together, pictures, self.words, self.error])
         self.move()
 
 # %% ../nbs/13_explore.ipynb #3ad2dc8d
