@@ -55,14 +55,14 @@ def _number(kind, least, most=math.inf, above=False):
 
     return read
 
-
+# %% ../nbs/inside/commands.ipynb #99fae40e
 def _folder(text):
     return Path(text).expanduser()
 
 # %% ../nbs/inside/commands.ipynb #b7e2f530
 MOST = 1024  # pixels of a side, 16 times what the recipes are for
 
-
+# %% ../nbs/inside/commands.ipynb #9408ad0a
 def _size(text):
     "'64' as 64, '48x64' as (48, 64): height and width."
     parts = re.fullmatch(r"(\d{1,9})(?:[x×](\d{1,9}))?", text)
@@ -91,7 +91,7 @@ def _device(name):
 _SEED, _ABOVE_0 = _number(int, 0, 2**63 - 1), _number(float, 0, above=True)
 _ON = "cpu, cuda, cuda:1 or mps (default: the fastest there is)"
 
-
+# %% ../nbs/inside/commands.ipynb #4e764ff7
 def _run_arguments(a):
     a.add_argument("preset", choices=list(PRESETS))
     a.add_argument("folder", type=_folder)
@@ -192,7 +192,7 @@ def _is_whole(v):
 def _is_pair(v):
     return isinstance(v, tuple) and len(v) == 2 and all(_is_number(b) and 0 <= b < 1 for b in v)
 
-
+# %% ../nbs/inside/commands.ipynb #b35890f4
 _PLAIN = (
     (bool, "True or False", lambda v: isinstance(v, bool)),
     (int, "a whole number", _is_whole),
@@ -219,7 +219,7 @@ def _kind(name, like):
 LONGEST, WIDEST = 10**7, 2**16  # kimg, three times the longest published run; pictures of a batch
 _NOT_NEGATIVE = ("warmup_kimg", "decay_kimg", "snapshot_kimg", "state_seconds", "c", "seed")
 
-
+# %% ../nbs/inside/commands.ipynb #da13f127
 def settings(pairs, config):
     """'lr=2e-4' and the like as settings of `config`, or of its objective. ValueError for anything
     else, in one sentence."""
@@ -399,7 +399,7 @@ _OPTIONS = {
     "pictures": "data",
 }
 
-
+# %% ../nbs/inside/commands.ipynb #a6e354e2
 def in_shell(sentence):
     """A sentence that advises in Python, said with what the shell has: size= as --size, lr=… as
     --set lr=…."""

@@ -26,7 +26,7 @@ BUILDERS = dict(
     Precond=Precond, UNet=networks.UNet, MLP=networks.MLP, Classifier=networks.Classifier
 )
 
-
+# %% ../../nbs/inside/weights.ipynb #3d8576cd
 def describe(model):
     """The arguments that make a model like `model`, as plain data for `build`; wrappers such as
     DataParallel are looked through.
@@ -151,7 +151,7 @@ def header(path):
         raise ValueError(_diagnose(path))
     return _read_header(meta, path)
 
-
+# %% ../../nbs/inside/weights.ipynb #64b87cc3
 _HEAD = 100_000_000  # bytes; what the library safetensors allows a header
 
 # %% ../../nbs/inside/weights.ipynb #2b3b2637
@@ -239,7 +239,7 @@ def _diagnose(path):
 # %% ../../nbs/inside/weights.ipynb #e7179552
 MAX_BYTES = 16 << 30
 
-
+# %% ../../nbs/inside/weights.ipynb #cdd57bb9
 def read_tensors(path):
     """(tensors, texts of the header) of the safetensors file `path`, in memory and not mapped: a
     file that shrinks while it is read costs a sentence, not the process. ValueError: damaged, or of
@@ -379,7 +379,7 @@ _FIXED = dict(
     skip_scale=math.sqrt(0.5), adaptive_scale=False, eps=1e-6, max_positions=10_000, endpoint=True
 )
 
-
+# %% ../../nbs/inside/weights.ipynb #eb5ea9a3
 def _unlike(network):
     """What the network of the `Record` computes otherwise than `UNet`, as far as its tensors do not
     show it; None if nothing."""
@@ -396,7 +396,7 @@ def _unlike(network):
         if filter is not None and not _is_filter(filter.tensor):
             return f"the resampling filter of {name} is not one of DDPM++ or NCSN++"
 
-
+# %% ../../nbs/inside/weights.ipynb #04fab3ee
 def _near(value, other):
     return (
         isinstance(value, (bool, int, float))
@@ -412,7 +412,7 @@ def _said(value):
         else f"a {type(value).__name__}"
     )  # a list of lists of lists could take for ever to be said
 
-
+# %% ../../nbs/inside/weights.ipynb #8bd02882
 def _is_filter(f):
     taps = torch.tensor({2: [1.0, 1.0], 4: [1.0, 3.0, 3.0, 1.0]}.get(f.shape[-1], [0.0]))
     want = torch.outer(taps, taps) / taps.sum().square().clamp(min=1)

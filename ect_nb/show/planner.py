@@ -115,7 +115,7 @@ def read_off(x, points):
 # %% ../../nbs/workshop/planner.ipynb #008b4f40
 PARAMETERS = dict(cifar10=50_000_000)
 
-
+# %% ../../nbs/workshop/planner.ipynb #af780430
 def _runs(atlas, data):
     """The tuned runs on `data`. Records of a network smaller than `PARAMETERS` say nothing about
     the rows of `speeds` and the papers."""
@@ -501,7 +501,7 @@ def plan_words(p):
     "A `Plan` in short labelled lines, each command alone on one."
     return _said(plan_lines(p))
 
-
+# %% ../../nbs/workshop/planner.ipynb #a9283213
 def _said(lines):
     return "\n".join(
         part for label, text, command in lines for part in (f"{label}: {text}", command) if part

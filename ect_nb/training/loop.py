@@ -500,7 +500,7 @@ def _begun(config, model, data, kept, device, team):
         frozenset(k for k, b in model.named_buffers() if not b.isfinite().all()),
     )
 
-
+# %% ../../nbs/inside/trainer.ipynb #ac3e0a48
 def _scaler(device, precision):
     return torch.amp.GradScaler(device.type, enabled=precision == "float16")
 
@@ -517,7 +517,7 @@ def _enter(run, stage):
         run.scaler = _scaler(run.device, precision)
     run.stage, run.precision = stage, precision
 
-
+# %% ../../nbs/inside/trainer.ipynb #ce294d15
 def _set(run, precision):
     for model in (run.model, *run.kept.values()):
         if precision in ("float32", "tf32") or any(hasattr(m, "body") for m in model.modules()):
@@ -561,7 +561,7 @@ def _networks(run):
     moving = {name: m for name, m in run.kept.items() if name == "target"}
     return dict(model=run.model, ema=run.ema) | moving
 
-
+# %% ../../nbs/inside/trainer.ipynb #3995eb5e
 def _save(run):
     _check(run)
     networks = _networks(run)
@@ -601,7 +601,7 @@ def _restore(run):
     if run.team.leads:
         run.folder.cut(run.images)  # later records will be measured again
 
-
+# %% ../../nbs/inside/trainer.ipynb #f62d8280
 def _open(run, found):
     open_run(run.folder, run.facts, upgraded)
     found.append(load_state(run.folder))
@@ -636,7 +636,7 @@ def _check(run):
     if not torch.isfinite(run.window).all():
         raise FloatingPointError(_diverged(run, "the loss"))
 
-
+# %% ../../nbs/inside/trainer.ipynb #31195b2d
 def _diverged(run, what):
     "The sentence for a run that is lost: the data were finite when it began, so it was the steps."
     rounded = (
@@ -749,7 +749,7 @@ def _together(run, deadline, pressed):
         if late:
             break
 
-
+# %% ../../nbs/inside/trainer.ipynb #3c79f72a
 def _raise(error):
     if error:
         raise error
@@ -774,7 +774,7 @@ def _steps(run, time_limit):
             if run.folder and team.leads and run.whole and run.step > run.saved_step:
                 _save(run)
 
-
+# %% ../../nbs/inside/trainer.ipynb #23018730
 def _locked(run, stack):
     stack.enter_context(lock(run.folder))
 
