@@ -308,7 +308,7 @@ export function engine() {
       Object.assign(this, {rows, zeros, run: shop.run, fast: shop.fast, boundary: true});
       const sizes = SHAPES.map(shape => shape.reduce((a, b) => a * b));
       this.size = sizes.reduce((a, b) => a + b);
-      for (const name of ['params', 'grad', 'mean', 'square', 'ema'])
+      for (const name of ['params', 'grad', 'mean', 'square', 'ema', 'kept'])
         this[name] = shop.room(this.size);
       this.layout = sizes.map((size, i) => sizes.slice(0, i).reduce((a, b) => a + b, 0));
       this.input = shop.room(rows * IN);
@@ -383,6 +383,17 @@ export function engine() {
       for (let from = 0; from < t.length; from += this.rows)
         this.answer(x, t, from, Math.min(this.rows, t.length - from), out, params);
       return out;
+    }
+
+    // The denoiser whose weights were `kept`
+    denoiser() {
+      return (x, t) => {
+        const {boundary} = this;
+        this.boundary = true;
+        const answers = this.f(x, t, this.kept);
+        this.boundary = boundary;
+        return answers;
+      };
     }
 
     // From `pull`, d loss / d output of the rows last fed, to `grad`
@@ -620,10 +631,28 @@ export function engine() {
     return {mean: m, low: Math.max(0, m - half), high: m + half};
   }
 
-  // Root mean square of f(x0 + t eps, t) - f(x0 + r eps, r), per value, for all r < t of `levels`
-  function residuals(f, x0, eps, levels) {
-    const n = x0.length / 2, answers = levels.map(t => t > 0
-      ? f(along(x0, level(t, n), eps, new Float32Array(2 * n)), level(t, n)) : x0);
+  // Where the exact paths of z (N, 2) stand at rising `levels`, of which the first is 0
+  function stations(data, z, levels, parts = 4) {
+    const falling = [...levels].reverse(), times = falling.flatMap((t, k) => {
+      const next = falling[k + 1];
+      if (next === undefined) return [t];
+      if (!next) return karras(3 * parts).map(v => v * t / T_MAX).slice(0, -1);
+      return Array.from({length: parts}, (_, i) => t * (next / t) ** (i / parts));
+    });
+    const at = levels.map(t => times.reduce((best, s, k) =>
+      Math.abs(s - t) < Math.abs(times[best] - t) ? k : best, 0));
+    const states = levels.map(() => new Float32Array(z.length));
+    for (let i = 0; i < z.length; i += 2) {
+      const path = data.path([z[i], z[i + 1]], times);
+      at.forEach((k, l) => states[l].set(path[k], i));
+    }
+    return states;
+  }
+
+  // Root mean square of f(x_t, t) - f(x_r, r) on these paths, per value, for all r < t
+  function residuals(f, states, levels) {
+    const n = states[0].length / 2;
+    const answers = levels.map((t, k) => t > 0 ? f(states[k], level(t, n)) : states[k]);
     return levels.map((t, i) => levels.map((r, j) => {
       if (r >= t) return NaN;
       let sum = 0;
@@ -676,7 +705,8 @@ export function engine() {
 
     // From here on consistency, from the denoiser or from random weights
     tighten() {
-      this.denoiser = this.net.ema.slice();
+      this.net.kept.set(this.net.ema);
+      this.denoiser = this.net.kept;
       this.net.boundary = this.settings.boundary;
       if (this.settings.start === 'scratch') this.net.begin(this.dice);
       else this.net.adopt(this.denoiser);
@@ -721,15 +751,7 @@ export function engine() {
     // Answers of the weights now (averaged), and of the denoiser it began from
     now() { return (x, t) => this.net.f(x, t); }
 
-    before() {
-      return (x, t) => {
-        const kept = this.net.boundary;
-        this.net.boundary = true;
-        const answers = this.net.f(x, t, this.denoiser ?? this.net.ema);
-        this.net.boundary = kept;
-        return answers;
-      };
-    }
+    before() { return this.denoiser ? this.net.denoiser() : this.now(); }
   }
 
   // ── A run at work: trains in slices, tells what it has reached, and measures ────────────────
@@ -845,11 +867,11 @@ export function engine() {
       kept.floor ??= to(d => d.again);
       if (run.phase === 'learn' || !kept.tuned) kept.walk = to(d => walk(run.before(), d.z, WALK).at(-1));
       kept.tuned = run.phase !== 'learn';
-      const {z, data} = draws[0];
+      kept.stations ??= stations(run.data, dice.normals(256), LEVELS);
       this.tell({
         type: 'measures', id: this.id, phase: run.phase, done: {...run.done},
         floor: kept.floor, walk: kept.walk, one: to(d => jump(f, d.z)),
-        two: to(d => jump(f, d.z, [SECOND], d.fresh)), residuals: residuals(f, data, z, LEVELS),
+        two: to(d => jump(f, d.z, [SECOND], d.fresh)), residuals: residuals(f, kept.stations, LEVELS),
       });
       this.measured = performance.now();
       this.cost = this.measured - began;
@@ -857,7 +879,7 @@ export function engine() {
   }
 
   return {
-    Dice, Net, Objective, Bumps, Run, Work, karras, walk, jump, sliced, distance, residuals,
+    Dice, Net, Objective, Bumps, Run, Work, karras, walk, jump, sliced, distance, stations, residuals,
     T_MAX, T_MIN, SIGMA, SECOND, WALK, LEVELS, LAST_STAGE, USUAL, nearness,
   };
 }
@@ -866,7 +888,7 @@ const E = engine();
 
 // ── Data to begin with ────────────────────────────────────────────────────────────────────────
 
-const REACH = 1.25; // the plane shown is [-REACH, REACH]²
+const REACH = 1.15; // the plane shown is [-REACH, REACH]²
 const PEN = 0.03, MOST = 400; // width of a drawn point, and how many there may be
 
 const circle = (n, draw) => Array.from({length: n}, (_, i) => draw((i + 0.5) / n)).flat();
@@ -1012,8 +1034,8 @@ class Palette {
     this.size = size;
     this.rgb = Array.from({length: size * size}, (_, k) => {
       const x = ((k % size) + 0.5) / size * 2 - 1, y = (Math.floor(k / size) + 0.5) / size * 2 - 1;
-      const far = Math.min(1, Math.hypot(x, y) * REACH / 0.75);
-      return oklch(bright, 0.165 * far ** 0.8, Math.atan2(y, x) + 0.6);
+      const far = Math.min(1, Math.hypot(x, y) * REACH / 0.6);
+      return oklch(bright, 0.17 * far ** 0.7, Math.atan2(y, x) + 0.6);
     });
     this.css = this.rgb.map(([r, g, b]) => `rgb(${r},${g},${b})`);
   }
@@ -1029,12 +1051,12 @@ class Palette {
 
 const STYLE = `
 .ect-lab { container-type: inline-size; font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif;
-  color: var(--ink); background: var(--paper); box-sizing: border-box; padding: 20px 24px 16px;
-  max-width: 1240px; margin: 0 auto; font-variant-numeric: tabular-nums; }
+  color: var(--ink); background: var(--paper); box-sizing: border-box; padding: 20px clamp(12px, 2vw, 24px) 16px;
+  max-width: 1200px; margin: 0 auto; font-variant-numeric: tabular-nums; }
 .ect-lab *, .ect-lab *::before { box-sizing: border-box; }
-.ect-lab h2 { font-size: 28px; line-height: 1.15; font-weight: 650; letter-spacing: -.015em;
+.ect-lab .title { font-size: 28px; line-height: 1.15; font-weight: 650; letter-spacing: -.015em;
   margin: 0; color: var(--ink); }
-.ect-lab h3 { margin: 0; font-size: 17px; font-weight: 600; color: var(--ink); }
+.ect-lab .name { margin: 0; font-size: 17px; font-weight: 600; color: var(--ink); }
 .ect-lab p { margin: 0; color: inherit; }
 .ect-lab figure { margin: 0; min-width: 0; }
 .ect-lab small { color: var(--soft); font-size: 12px; font-weight: 400; }
@@ -1042,8 +1064,9 @@ const STYLE = `
 .ect-lab .unseen, .ect-lab .choice input, .ect-lab .shapes input { position: absolute; width: 1px;
   height: 1px; overflow: hidden; clip-path: inset(50%); margin: 0; }
 .ect-lab [hidden] { display: none !important; }
-.ect-lab .top { display: flex; justify-content: space-between; align-items: flex-start; gap: 20px; }
-.ect-lab .lead { color: var(--soft); font-size: 16px; max-width: 46em; margin-top: 4px; }
+.ect-lab .top { display: grid; grid-template-columns: 1fr auto; align-items: center;
+  gap: 2px 16px; }
+.ect-lab .lead { color: var(--soft); font-size: 16px; grid-column: 1 / -1; }
 .ect-lab .row, .ect-lab .tools { display: flex; gap: 10px; align-items: center; flex-wrap: wrap; }
 .ect-lab .tools { flex-wrap: nowrap; }
 
@@ -1076,7 +1099,7 @@ const STYLE = `
 .ect-lab .tab b { display: inline-grid; place-items: center; width: 24px; height: 24px;
   border-radius: 50%; font-size: 13px; border: 1.5px solid var(--soft); color: var(--soft); }
 .ect-lab .current .tab b { background: var(--one); border-color: var(--one); color: var(--paper); }
-.ect-lab .done .tab b { border-color: var(--two); color: var(--two); }
+.ect-lab .done:not(.current) .tab b { border-color: var(--two); color: var(--two); }
 .ect-lab .body { margin-top: 8px; display: grid; gap: 8px; color: var(--soft); font-size: 14px;
   line-height: 1.4; }
 .ect-lab .shapes { display: flex; flex-wrap: wrap; gap: 6px; }
@@ -1093,7 +1116,7 @@ const STYLE = `
   border-radius: 8px; min-height: 42px; }
 
 .ect-lab .stage { display: grid; gap: 20px 28px; align-items: start;
-  grid-template-columns: 230px minmax(0, 1fr) 290px; grid-template-areas: "noise plane charts"; }
+  grid-template-columns: 240px minmax(0, 1fr) 324px; grid-template-areas: "noise plane charts"; }
 .ect-lab .plane { grid-area: plane; }
 .ect-lab .noise { grid-area: noise; }
 .ect-lab .charts { grid-area: charts; display: grid; gap: 12px; }
@@ -1141,14 +1164,15 @@ const STYLE = `
   .ect-lab .stage { grid-template-columns: minmax(0, 1fr) 210px;
     grid-template-areas: "plane noise" "charts charts"; }
   .ect-lab .charts { grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 20px; }
+  .ect-lab .charts small { display: block; }
   .ect-lab .steps { gap: 18px; }
 }
 @container (max-width: 720px) {
   .ect-lab .lead { font-size: 15px; }
   .ect-lab .steps { grid-template-columns: repeat(3, 1fr); gap: 0 10px; }
   .ect-lab .step { display: contents; }
-  .ect-lab .step h3 { grid-row: 1; border-top: 2px solid var(--line); padding-top: 8px; }
-  .ect-lab .step.open h3 { border-color: var(--one); }
+  .ect-lab .step .name { grid-row: 1; border-top: 2px solid var(--line); padding-top: 8px; }
+  .ect-lab .step.open .name { border-color: var(--one); }
   .ect-lab .tab { cursor: pointer; min-height: 34px; width: 100%; }
   .ect-lab .body { grid-row: 2; grid-column: 1 / -1; }
   .ect-lab .step:not(.open) .body { display: none; }
@@ -1159,25 +1183,25 @@ const STYLE = `
   .ect-lab .noise figcaption { grid-column: 1 / -1; }
   .ect-lab .marks { margin: 0; }
   .ect-lab .charts { grid-template-columns: minmax(0, 1fr); }
-  .ect-lab .count { margin-left: 0; width: 100%; }
+  .ect-lab .count { margin-left: 0; }
+  .ect-lab .choice span { padding: 3px 8px; }
+  .ect-lab .plane figcaption { flex-wrap: nowrap; }
 }
 `;
 
 const PAGE = `
 <header class="top">
-  <div>
-    <h2>The Lab</h2>
-    <p class="lead">Noise becomes data by many small steps. Tighten one condition, and a single step
-      is enough. Draw a shape, and see it happen.</p>
-  </div>
+  <hTOP class="title">The Lab</hTOP>
   <div class="tools">
     <button type="button" data-part="share">Copy link</button>
     <button type="button" data-part="theme" aria-pressed="false">Dark</button>
   </div>
+  <p class="lead">Noise becomes data in many small steps. Tighten one condition, and a single step
+    is enough.</p>
 </header>
 <ol class="steps">
   <li class="step" data-step="draw">
-    <h3><button type="button" class="tab" data-tab="draw"><b>1</b> Draw</button></h3>
+    <hSUB class="name"><button type="button" class="tab" data-tab="draw"><b>1</b> Draw</button></hSUB>
     <div class="body">
       <fieldset class="shapes" data-part="shapes"><legend class="unseen">Data</legend></fieldset>
       <div class="row" data-part="penTools" hidden>
@@ -1189,7 +1213,7 @@ const PAGE = `
     </div>
   </li>
   <li class="step" data-step="learn">
-    <h3><button type="button" class="tab" data-tab="learn"><b>2</b> Learn</button></h3>
+    <hSUB class="name"><button type="button" class="tab" data-tab="learn"><b>2</b> Learn</button></hSUB>
     <div class="body">
       <p>A network learns to denoise: from which data did this noise come, on average?</p>
       <div class="row"><button type="button" class="go" data-part="learn">Learn</button>
@@ -1197,7 +1221,7 @@ const PAGE = `
     </div>
   </li>
   <li class="step" data-step="tighten">
-    <h3><button type="button" class="tab" data-tab="tighten"><b>3</b> Tighten</button></h3>
+    <hSUB class="name"><button type="button" class="tab" data-tab="tighten"><b>3</b> Tighten</button></hSUB>
     <div class="body">
       <p>Its answer at <i>t</i> must be its own answer at <i>r</i>, on the same path. Pull
         <i>r</i> towards <i>t</i>.</p>
@@ -1234,16 +1258,15 @@ const PAGE = `
     </div>
   </figure>
   <figure class="noise">
-    <figcaption>Take hold of one point of noise</figcaption>
+    <figcaption>Drag a point of noise</figcaption>
     <canvas data-part="noise" tabindex="0" role="application"
       aria-label="Plane of noise. The arrow keys move the point you hold."></canvas>
     <ul class="marks" data-part="marks"></ul>
   </figure>
   <div class="charts">
-    <figure><figcaption>Distance to the data <small>sliced W₂, 95 % interval</small></figcaption>
+    <figure><figcaption>Distance to the data <small>sliced W₂, ± 95 %</small></figcaption>
       <svg data-part="distances" role="img"></svg></figure>
-    <figure><figcaption>Where the answers disagree <small>f(x<sub>t</sub>, t) − f(x<sub>r</sub>,
-      r)</small></figcaption>
+    <figure><figcaption>Disagreement <small>of f at t and at r, on one path</small></figcaption>
       <svg data-part="residuals" role="img"></svg></figure>
     <figure><figcaption>Loss</figcaption><svg data-part="loss" role="img"></svg></figure>
   </div>
@@ -1299,7 +1322,9 @@ class Lab {
     this.root = document.createElement('section');
     this.root.className = 'ect-lab';
     this.root.setAttribute('aria-label', 'The Lab');
-    this.root.innerHTML = `<style>${STYLE}</style>${PAGE.replaceAll('NAME', this.name)}`;
+    const level = options.level ?? 2;
+    this.root.innerHTML = `<style>${STYLE}</style>` + PAGE.replaceAll('NAME', this.name)
+      .replaceAll('hTOP', `h${level}`).replaceAll('hSUB', `h${level + 1}`);
     host.append(this.root);
     this.still = matchMedia('(prefers-reduced-motion: reduce)');
     this.findParts();
@@ -1392,7 +1417,7 @@ class Lab {
     this.news = news;
     this.net.ema.set(news.params);
     this.net.boundary = news.boundary;
-    if (news.denoiser) this.net.params.set(news.denoiser);
+    if (news.denoiser) this.net.kept.set(news.denoiser);
     this.version++;
     if (news.loss !== null) this.history.loss.push(this.position(news.done), news.loss);
     const turned = before && before.phase !== news.phase;
@@ -1414,17 +1439,10 @@ class Lab {
 
   // ── Answers of the network ──
 
-  f() { return (x, t) => this.net.f(x, t, this.net.ema); }
+  f() { return (x, t) => this.net.f(x, t); }
 
   denoiser() {
-    if (this.phase === 'learn') return this.f();
-    return (x, t) => {
-      const kept = this.net.boundary;
-      this.net.boundary = true;
-      const answers = this.net.f(x, t, this.net.params);
-      this.net.boundary = kept;
-      return answers;
-    };
+    return this.phase === 'learn' ? this.f() : this.net.denoiser();
   }
 
   // From noise z (N, 2) to data, as states at their natural size; the last is where it ends
@@ -1954,8 +1972,8 @@ function taken(event) {
 const WORDS = {
   draw: 'Draw something on the big plane: a letter, a face, your initials.',
   drawn: 'Go on drawing, or press <b>Learn</b>.',
-  begin: 'Grey are the data, coloured is noise, and the black line is the path that one point of '
-    + 'it must take. Press <b>Learn</b>, or draw data of your own.',
+  begin: 'Grey are the data, coloured is noise, and the line is the path that one point of it '
+    + 'must take. Press <b>Learn</b>, or draw data of your own.',
   learning: 'The network learns to denoise. Step by step, the noise already finds its way to the '
     + 'data.',
   paused: 'Paused. Have a look at <b>One step</b>: where does it send the noise?',
@@ -1963,8 +1981,8 @@ const WORDS = {
     + 'all it could be. Press <b>Tighten</b>.',
   tightening: 'Now <i>r</i> comes up to <i>t</i>, and the one step opens up: each colour finds its '
     + 'own place. Pull the slider yourself, if you like.',
-  held: 'Paused. Drag the black point through the noise: where do its neighbours land?',
-  tightened: 'One step now does what took 35. Drag the black point; look at <b>Two steps</b>; or '
+  held: 'Paused. Drag the point through the noise: where do its neighbours land?',
+  tightened: 'One step now does what took 35. Drag the point; look at <b>Two steps</b>; or '
     + 'take something away below, start again, and see what breaks.',
   taken: 'Something is taken away. What does it do to the one step, and to the distance?',
 };
@@ -2036,7 +2054,7 @@ function between(states, flow, evenly) {
 function drawCloud(g, width, lab) {
   const states = lab.known('cloud', lab.noise, lab.fresh, 250), end = states.at(-1);
   const at = between(states, lab.flow, lab.mode === 'walk'), {palette} = lab;
-  const known = states.length > 1, size = Math.max(3, width / 150);
+  const known = states.length > 1, size = Math.max(3.4, width / 125);
   g.globalAlpha = 0.85;
   for (let i = 0; i < CLOUD; i++) {
     const place = known ? palette.index(end[2 * i], end[2 * i + 1])
@@ -2080,10 +2098,10 @@ function drawGrid(g, width, lab) {
 // The marks: one shape and one colour for each answer
 const MARKS = {
   exact: {label: 'exact answer', color: 'ink', path: 'M0-6.5A6.5 6.5 0 1 1 0 6.5A6.5 6.5 0 1 1 0-6.5Z'},
-  walk: {label: 'the walk ends', color: 'ink', hollow: true,
+  walk: {label: 'walk', color: 'ink', hollow: true,
     path: 'M0-7A7 7 0 1 1 0 7A7 7 0 1 1 0-7Z'},
-  before: {label: 'denoiser, one step', color: 'before', path: 'M0-8.5L8.5 0L0 8.5L-8.5 0Z'},
-  one: {label: 'tightened, one step', color: 'one', path: 'M-6.5-6.5H6.5V6.5H-6.5Z'},
+  before: {label: 'denoiser', color: 'before', path: 'M0-8.5L8.5 0L0 8.5L-8.5 0Z'},
+  one: {label: 'one step', color: 'one', path: 'M-6.5-6.5H6.5V6.5H-6.5Z'},
 };
 
 function glyph(name, colors) {
@@ -2205,6 +2223,7 @@ function chart(svg, height, {x: [x0, x1], y: [y0, y1], log = false}, right = 12)
 const line = (points, color, more = '') => `<polyline fill="none" stroke="${color}" stroke-width="2"
   stroke-linejoin="round" points="${points.map(p => p.map(v => v.toFixed(1)).join()).join(' ')}" ${more}/>`;
 
+const plain = v => String(v).replace(/^0/, '');
 const thousands = v => v >= 1000 ? `${+(v / 1000).toFixed(1)}k` : `${v}`;
 
 function axes(c, ys, xs, colors, name = String) {
@@ -2280,14 +2299,15 @@ function residualChart(lab) {
     parts.push(`<rect x="${X(j)}" y="${Y(i)}" width="${cell + 0.4}" height="${cell + 0.4}"
       fill="${value === undefined ? colors.faint : shade(value, lab.theme)}"/>`);
   }
-  const q = E.nearness(lab.stageShown()), place = level => levelPlace(level);
-  const asked = E.LEVELS.slice(1).map(t => [X(place(q * t)), Y(place(t)) + cell]);
-  parts.push(line(asked, '#E69F00', 'stroke-width="3"'));
-  parts.push(`<text x="${asked.at(-1)[0] + 10}" y="14" style="fill:${colors.soft}">asked now</text>`);
-  for (const t of [0.02, 0.6, 80]) parts.push(
-    `<text x="${left - 6}" y="${Y(place(t)) + cell + 4}" text-anchor="end">${t}</text>`);
-  parts.push(`<text x="${X(n - 1)}" y="${height - 6}">r</text><text x="${left - 6}"
-    y="${size / 2 + 30}" text-anchor="end">t</text><text x="${left}" y="${height - 6}">0</text>`);
+  const q = E.nearness(lab.stageShown()), edge = X(n - 1) + cell;
+  const asked = E.LEVELS.slice(1).map(t => [X(levelPlace(q * t)), Y(levelPlace(t)) + cell]);
+  parts.push(line(asked, '#E69F00', 'style="stroke-width:3"'));
+  for (const t of [0.02, 1.26, 80]) parts.push(
+    `<text x="${left - 6}" y="${Y(levelPlace(t)) + cell + 4}" text-anchor="end">${t < 2 && t > 1 ? 't' : t}</text>`);
+  parts.push(`<text x="${left}" y="${size + 20}">0</text><text x="${X(n - 2)}" y="${size + 20}"
+    text-anchor="end">80</text><text x="${left + size / 2}" y="${size + 20}" text-anchor="middle">r</text>
+    <text x="${edge - 40}" y="${size - 24}"><tspan style="fill:#E69F00;font-weight:700">╱ </tspan>pairs asked</text>
+    <text x="${edge - 40}" y="${size - 8}">now</text>`);
   svg.innerHTML = parts.join('');
   const worst = measures ? Math.max(...measures.residuals.flat().filter(v => v >= 0)) : null;
   svg.setAttribute('aria-label', 'Map of the residual over t and r'
@@ -2302,9 +2322,9 @@ function levelPlace(level) {
 }
 
 function shade(value, theme) {
-  const share = Math.min(1, Math.max(0, Math.log(Math.max(value, 1e-3) / 0.005) / Math.log(0.6 / 0.005)));
-  const light = theme === 'dark' ? 0.26 + 0.6 * share : 0.97 - 0.6 * share;
-  return `rgb(${oklch(light, 0.02 + 0.1 * share, 5.2 - 0.9 * (theme === 'dark' ? share : 1 - share))})`;
+  const share = Math.min(1, value / 0.4) ** 0.8;
+  const light = theme === 'dark' ? 0.24 + 0.6 * share : 0.97 - 0.6 * share;
+  return `rgb(${oklch(light, 0.015 + 0.11 * share, 4.35 + 0.6 * (theme === 'dark' ? 0 : share))})`;
 }
 
 function lossChart(lab) {
@@ -2314,17 +2334,18 @@ function lossChart(lab) {
   const low = Math.min(1e-3, ...values), high = Math.max(1, ...values);
   const c = chart(svg, 96, {x: [0, total], y: [low, high], log: true}, 104);
   const last = values.at(-1), end = last && Math.min(c.bottom, c.Y(last));
-  svg.innerHTML = axes(c, [high, low].map(v => Number(v.toPrecision(1))), [0, total], colors)
+  svg.innerHTML = axes(c, [high, low].map(v => Number(v.toPrecision(1))), [0, total], colors, plain)
     + (values.length > 1 ? line(items.filter(([, v]) => v > 0).map(([x, v]) => [c.X(x), c.Y(v)]),
       colors.soft, 'stroke-width="1.5"') : '')
-    + (last ? `<text x="${c.right + 6}" y="${end + 4}">${last.toPrecision(2)}</text>` : '');
+    + (last ? `<text x="${c.right + 6}" y="${end + 4}">${plain(Number(last.toPrecision(2)))}</text>` : '');
   svg.setAttribute('aria-label', last ? `Loss, now ${last.toPrecision(2)}` : 'Loss: nothing yet');
 }
 
 // ── Into a page ───────────────────────────────────────────────────────────────────────────────
 
 // Put the Lab into `element`. Options: `link`, what to begin with; `remember(link)`, told at every
-// change; `address(link)`, what is copied; `themed(colors)`; `plans`, other lengths of training.
+// change; `address(link)`, what is copied; `themed(colors)`; `level` of its heading; `plans`, other
+// lengths of training.
 export function mount(element, options = {}) {
   return new Lab(element, options);
 }
@@ -2333,6 +2354,7 @@ export function mount(element, options = {}) {
 export function mountPage(element) {
   const style = document.documentElement.style;
   return mount(element, {
+    level: 1,
     link: location.hash,
     remember: link => history.replaceState(null, '', `#${link}`),
     address: link => `${location.href.replace(/#.*/, '')}#${link}`,
