@@ -362,7 +362,7 @@ def kit_trains(data, seed):
     denoiser = Precond(Net5(torch.float32)).eval()
     denoiser.load_state_dict(ema)
     f.load_state_dict(ema)
-    ema = kit_phase(f, data, TIGHTEN, LogNormal(0.3, 2.0), (3e-3, 0.05, 0.995), ConstantMapping())
+    ema = kit_phase(f, data, TIGHTEN, LogNormal(0.3, 2.0), (5e-3, 0.05, 0.995), ConstantMapping())
     f.load_state_dict(ema)
     z = torch.randn(DRAWN, 2)
     walk = heun(denoiser, z, karras_times(18))

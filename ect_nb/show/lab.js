@@ -666,7 +666,8 @@ export function engine() {
   // `steps` of a batch; ln t ~ N(center, spread²); the rate falls to its `last` share; `beta` of
   // the running average
   const LEARN = {steps: 4000, center: -0.6, spread: 1.8, rate: 4e-3, last: 0.1, beta: 0.99};
-  const TIGHTEN = {steps: 12000, center: 0.3, spread: 2, rate: 3e-3, last: 0.05, beta: 0.995};
+  const TIGHTEN = {steps: 12000, center: 0.3, spread: 2, rate: 5e-3, last: 0.05, beta: 0.995};
+  const PLANS = {learn: LEARN, tighten: TIGHTEN};
   const LAST_STAGE = 6; // r = t (1 - 1/64)
 
   const USUAL = {
@@ -683,7 +684,7 @@ export function engine() {
       this.settings = {...USUAL, ...settings};
       this.net = new Net(how);
       this.objective = new Objective(this.net);
-      this.plans = {learn: LEARN, tighten: TIGHTEN};
+      this.plans = {...PLANS};
       this.restart();
     }
 
@@ -881,6 +882,7 @@ export function engine() {
   return {
     Dice, Net, Objective, Bumps, Run, Work, karras, walk, jump, sliced, distance, stations, residuals,
     T_MAX, T_MIN, SIGMA, SECOND, WALK, LEVELS, LAST_STAGE, USUAL, nearness,
+    PLANS,
   };
 }
 
@@ -1322,6 +1324,7 @@ class Lab {
     this.root = document.createElement('section');
     this.root.className = 'ect-lab';
     this.root.setAttribute('aria-label', 'The Lab');
+    this.root.dataset.lmSuppressShortcuts = true; // in JupyterLab keys are the Lab's
     const level = options.level ?? 2;
     this.root.innerHTML = `<style>${STYLE}</style>` + PAGE.replaceAll('NAME', this.name)
       .replaceAll('hTOP', `h${level}`).replaceAll('hSUB', `h${level + 1}`);
