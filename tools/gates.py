@@ -28,7 +28,7 @@ from pathlib import Path
 
 LAYERS = [
     "exact io.files",
-    "analytic schedules networks course.check show.pictures io.data",
+    "analytic schedules networks course.check show.pictures show.lab io.data",
     "asking branches",
     "diffusion losses io.pickles io.published",
     "consistency sampling objectives io.weights",
