@@ -26,7 +26,7 @@ from packaging.requirements import Requirement
 from pathlib import Path
 
 LAYERS = [
-    "exact io.files",
+    "exact devices io.files",
     "analytic schedules networks course.check show.pictures io.data",
     "asking branches",
     "diffusion losses io.pickles io.published",
