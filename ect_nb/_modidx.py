@@ -1278,6 +1278,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'ect_nb/training/recipes.py'),
                                          'ect_nb.training.recipes.share_of': ( 'workshop/cifar10.html#share_of',
                                                                                'ect_nb/training/recipes.py'),
+                                         'ect_nb.training.recipes.suited': ('workshop/cifar10.html#suited', 'ect_nb/training/recipes.py'),
                                          'ect_nb.training.recipes.trainings': ( 'workshop/cifar10.html#trainings',
                                                                                 'ect_nb/training/recipes.py'),
                                          'ect_nb.training.recipes.with_dropout': ( 'workshop/cifar10.html#with_dropout',
