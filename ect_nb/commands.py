@@ -18,6 +18,7 @@ import threading
 import torch
 from contextlib import contextmanager
 from dataclasses import fields
+from . import devices
 from .diffusion import Precond
 from .io import data, files, weights
 from .measure import bulk
@@ -74,22 +75,9 @@ def _size(text):
         )
     return sides[0] if len(set(sides)) == 1 else tuple(sides)
 
-# %% ../nbs/inside/commands.ipynb #5328d480
-def _device(name):
-    """The device `name` if it is here (default: the fastest there is).
-
-    ValueError says which there are."""
-    here = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
-    there = [kind for kind, is_here in here.items() if is_here]
-    kind, _, number = (name or there[0]).partition(":")
-    count = torch.cuda.device_count() if kind == "cuda" else 1
-    if kind not in there or number and not (number.isdigit() and int(number) < count):
-        raise ValueError(f"the device {name} is not here: choose --device {' or '.join(there)}")
-    return f"{kind}:{number}" if number else kind
-
 # %% ../nbs/inside/commands.ipynb #2e97fae4
 _SEED, _ABOVE_0 = _number(int, 0, 2**63 - 1), _number(float, 0, above=True)
-_ON = "cpu, cuda, cuda:1 or mps (default: the fastest there is)"
+_ON = "cpu, cuda, cuda:1 or mps (default: $ECT_NB_DEVICE, else the fastest there is)"
 
 # %% ../nbs/inside/commands.ipynb #4e764ff7
 def _run_arguments(a):
@@ -294,7 +282,7 @@ class _Bar:
 # %% ../nbs/inside/commands.ipynb #f2f815c5
 def _run(a):
     preset, seed = asked(a)
-    device = _device(a.device)
+    device = str(devices.device(a.device))
     accelerator = _accelerator(device)
     device = accelerator.device if accelerator else device
     pictures = data.load(a.data or preset.data, a.root, size=a.size, channels=a.channels)
@@ -365,7 +353,7 @@ def _room(path, size):
 def _sample(a):
     from tqdm import tqdm
 
-    device = _device(a.device)
+    device = str(devices.device(a.device))
     model, speed = weights.load_any(a.checkpoint), bulk.Speed()
     C, H, W = _trained_shape(a.checkpoint, _draws(a.checkpoint, model))
     if a.size:

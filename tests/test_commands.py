@@ -487,7 +487,7 @@ WRONG = {
             (("--channels", "2"), "invalid choice"),
             (("--device", "abacus"), "choose --device"),
             (("--device", "meta"), "choose --device"),
-            (("--device", "cuda:99"), "choose --device"),
+            (("--device", "cuda:99"), "cuda:99 is not here: choose"),
             (("--device", "cpu:1"), "choose --device"),
             (("--sped", "3"), "unrecognized"),
             (("--seed", "1", "--set", "seed=2"), "differ"),

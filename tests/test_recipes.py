@@ -25,6 +25,7 @@ from ect_nb.training.recipes import (
     run,
     scaled,
     share_of,
+    suited,
     trainings,
 )
 from pathlib import Path
@@ -474,3 +475,24 @@ def test_the_command_killed_in_the_middle_goes_on_to_the_same_weights(files, tmp
         for f in ("killed", "whole")
     )
     assert torch.equal(all_of(a), all_of(b))
+
+
+# ---- a fresh network is told the classes that the pictures have
+
+
+def test_the_preset_cpu_is_told_the_classes_there_are():
+    cpu = PRESETS["cpu"]
+    assert suited(cpu, pictures(labels=True)).label_dim == 10 == cpu.label_dim
+    assert suited(cpu, pictures()).label_dim == 0
+    two = Pictures(pictures().images, torch.arange(64) % 2, ["cats", "dogs"])
+    assert suited(cpu, two).label_dim == 2
+    for name in ("small", "conditional"):  # told none; fixed by its teacher
+        assert suited(PRESETS[name], pictures()) is PRESETS[name]
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_a_fresh_run_fits_pictures_with_and_without_classes(tmp_path, labels):
+    preset = tiny()
+    preset = replace(preset, network=TINY | dict(label_dim=10))
+    ends = [p for _, p in run(preset, tmp_path / "run", pictures(labels=labels))]
+    assert ends[-1].done == 1 and ends[-1].model.net.config["label_dim"] == 10 * labels

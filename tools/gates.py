@@ -27,7 +27,7 @@ from packaging.requirements import Requirement
 from pathlib import Path
 
 LAYERS = [
-    "exact io.files",
+    "exact devices io.files",
     "analytic schedules networks course.check show.pictures show.lab io.data",
     "asking branches",
     "diffusion losses io.pickles io.published",

@@ -24,7 +24,7 @@ def _widget():
     link = traitlets.Unicode().tag(sync=True)
     return type("Lab", (anywidget.AnyWidget,), dict(_esm=lab_source(), link=link))
 
-
+# %% ../../nbs/inside/lab.ipynb #b21e87ff
 def lab(link=""):
     """The Lab as a widget: the last line of a cell shows it. `link` is what *Copy link* gave, or
     nothing; the widget's own `link` says what it holds now."""
@@ -55,7 +55,7 @@ def lab_page():
     "The Lab as one HTML page that needs nothing beside it."
     return _HEAD + lab_source() + _TAIL
 
-
+# %% ../../nbs/inside/lab.ipynb #f3aa2af2
 def write_lab(folder):
     """Write `lab_page` into `folder` as index.html, and return its path; it opens from a disk, a
     stick or any server. ValueError where another index.html stands."""

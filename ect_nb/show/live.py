@@ -11,6 +11,7 @@ import math
 import time
 import torch
 from ..asking import ask, falling
+from ..devices import device_of
 from ..sampling import noises, steps
 from .panels import background, complaint, dimmed, guard, in_rows, readout_html, wide
 from .pictures import draw_png, image_html, images_figure, sheet_png, tile
@@ -56,6 +57,7 @@ def run(self: _Live, name, times, seed):
     not asked again."""
     z = torch.randn(self.n, *self.shape, generator=torch.Generator().manual_seed(seed))
     model, fresh = self.model(name), torch.Generator().manual_seed(seed + 1)
+    z = z.to(device_of(model))
     known = _Known(model, self.trail, (name, seed, _version(model)), times)
     self.trail = known.trail
     for k, x in enumerate(evaluations(known, z, times, fresh)):

@@ -102,9 +102,8 @@ def draw(config, data, step, stage, device, mine=slice(None)):
     B, seed = config.batch, config.seed
     x0 = batch_of(data, rows(seed, step * B, (step + 1) * B, len(data))[mine]).to(device)
     t, r = config.objective.levels(B, stage, dice(seed, "time", step))
-    noise = dice(seed, "noise", step, device)
-    eps = torch.randn(B, *x0.shape[1:], device=device, generator=noise)[mine]
-    return x0, t[mine], r[mine], eps
+    eps = torch.randn(B, *x0.shape[1:], generator=dice(seed, "noise", step))[mine]
+    return x0, t[mine], r[mine], queued(eps, x0, eps.dtype)
 
 # %% ../../nbs/inside/trainer.ipynb #1d8953e1
 def _labels(model, data, index, like):
