@@ -31,7 +31,7 @@ LAYERS = [
     "asking branches",
     "diffusion losses io.pickles io.published",
     "consistency sampling objectives io.weights",
-    "training.runs training.speed training.processes",
+    "family training.runs training.speed training.processes",
     "training.config",
     "training.loop",
     "training.recipes measure.features measure.bulk",
