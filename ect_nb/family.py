@@ -378,11 +378,12 @@ class FlowMapDistillation(Comparison):
     def pair(self, model, x0, t, r, eps, generator=None, **kw):
         s, t, r = column(t, x0), queued(t, x0), queued(r, x0)
         x_t = x0 + s * eps
-        with same_dice(model, x0, generator):
+        with same_dice(model, x0, generator) as replay:
             land = lambda r: jump(x_t, model(x_t, t, r=r, **kw), s, column(r, x0))
             there, rate = jvp(land, (r,), (r,))
-        with torch.no_grad():
-            told = there - model(there, r, r=r, **kw)
+            replay(None)
+            with torch.no_grad():
+                told = there - model(there, r, r=r, **kw)
         return rate, torch.where(column(r, x0) < s, told, x_t - x0)
 
 # %% ../nbs/inside/family.ipynb #fa000037

@@ -91,7 +91,9 @@ class Part:
         self.form.net.n = len(index)
 
     def __call__(self, x, t, **kw):
-        mine = {name: p[self.index] for name, p in self.whole.named_parameters()}
+        mine = dict(self.whole.named_parameters())
+        if list(self.index) != list(range(self.whole.net.n)):
+            mine = {name: p[self.index] for name, p in mine.items()}
         return functional_call(self.form, mine, (x, t), kw)
 
 # %% ../../nbs/inside/sweeps.ipynb #5f06e9d2
