@@ -1,5 +1,5 @@
-"""The relatives of ECT: each against a formula or a finite difference written another way, on closed
-forms where there are any; and each trained, stopped, continued and written down."""
+"""The relatives of ECT: each against a formula or a finite difference written another way, on
+closed forms where there are any; and each trained, stopped, continued and written down."""
 
 import inspect
 import json
