@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAMILY', 'NCSNPP', 'PositionalEmbedding', 'Dropout', 'shared_dropout', 'place_dropout', 'shares_dropout', 'answer',
-           'one_hot', 'classes_of', 'dtype_of', 'inside', 'whole_weights', 'MLP', 'Linear', 'GroupNorm', 'Conv2d',
-           'Block', 'UNet', 'edm_cifar10', 'FourierEmbedding', 'Classifier']
+           'one_hot', 'classes_of', 'dtype_of', 'inside', 'whole_weights', 'second_condition', 'heard', 'MLP', 'Linear',
+           'GroupNorm', 'Conv2d', 'Block', 'UNet', 'edm_cifar10', 'FourierEmbedding', 'Classifier']
 
 # %% ../nbs/inside/networks.ipynb #d9a00dab
 import math
@@ -212,18 +212,41 @@ def whole_weights(model):
                 "its training diverged, or its file is damaged; take an earlier snapshot"
             )
 
+# %% ../nbs/inside/networks.ipynb #5ec0d002
+def second_condition(config, r, c):
+    """What a network of this `config` hears of a second level `r`, a number or (B,), none for 0:
+    ¼ ln(r + 0.002) like `c` (B,). None for a network of one time, which is told none."""
+    if not config.get("second_time"):
+        if r is not None:
+            raise ValueError(
+                "this network is told one time: make it one of two by family.two_time(model)"
+            )
+        return None
+    r = torch.as_tensor(0.0 if r is None else r, dtype=c.dtype, device=c.device)
+    return (r.expand(c.shape) + 0.002).log() / 4
+
+# %% ../nbs/inside/networks.ipynb #5ec0d003
+def heard(net, x, c, r=None):
+    "What the first layer of an `MLP` hears: x, the noise condition, and of a second time the same."
+    c = c.to(x.dtype)
+    second = second_condition(net.config, r, c)
+    times = [c] if second is None else [c, second]
+    return torch.cat([x, *(e for u in times for e in (u[:, None], net.embed(8 * u)))], dim=1)
+
 # %% ../nbs/inside/networks.ipynb #cb0171a9
 class MLP(nn.Module):
-    "A multilayer perceptron for data `x` (B, `dim`) with noise condition `c` (B,)."
+    """A multilayer perceptron for data `x` (B, `dim`) with noise condition `c` (B,) and, with
+    `second_time`, a second level `r`, a number or (B,); none given is r = 0."""
 
     shares_dropout = True
 
-    def __init__(self, dim=1, width=128, depth=3, dropout=0.0):
+    def __init__(self, dim=1, width=128, depth=3, dropout=0.0, second_time=False):
         super().__init__()
         _whole(dim=dim, width=width, depth=depth)
         self.config = dict(dim=dim, width=width, depth=depth, dropout=dropout)
+        self.config |= dict(second_time=True) if second_time else {}
         self.embed = PositionalEmbedding(32)
-        sizes = [dim + 33] + [width] * depth
+        sizes = [dim + 33 * (1 + second_time)] + [width] * depth
         hidden = [
             m
             for a, b in zip(sizes, sizes[1:])
@@ -234,19 +257,19 @@ class MLP(nn.Module):
 
     @torch.no_grad()
     def _spread(self, dim):
-        """Weights of He et al. 2015; in the first layer unit weights for x, and bends spread around
-        0."""
+        """Weights of He et al. 2015; in the first layer unit weights for x, none yet for a second
+        time, and bends spread around 0."""
         linear = [m for m in self.layers if isinstance(m, nn.Linear)]
         for m in linear:
             nn.init.kaiming_normal_(m.weight)
         linear[0].weight[:, :dim].normal_(std=dim**-0.5)
+        linear[0].weight[:, dim + 33 :] = 0
         linear[0].bias.uniform_(-1, 1)
 
-    def forward(self, x, c):
+    def forward(self, x, c, r=None):
         if x.shape[1:] != (self.config["dim"],):
             raise ValueError(f"this network takes (B, {self.config['dim']}), not {tuple(x.shape)}")
-        c = c.to(x.dtype)
-        return self.layers(torch.cat([x, c[:, None], self.embed(8 * c)], dim=1))
+        return self.layers(heard(self, x, c, r))
 
 # %% ../nbs/inside/networks.ipynb #ebf62ad5
 def _init(shape, fan_in, fan_out, gain):
@@ -418,7 +441,8 @@ class UNet(nn.Module):
     small pictures cheap. `labels` (B,) class numbers or (B, label_dim) one-hot, `augment` (B,
     augment_dim). `body` is the dtype of all but the embedding. `embedding` "fourier", `encoder`
     "residual", `resample` (1, 3, 3, 1) and `noise_width` 2 together make it NCSN++, as `NCSNPP`
-    says. ValueError for what cannot be built."""
+    says; with `second_time` it hears a second level `r`, a number or (B,), too. ValueError for what
+    cannot be built."""
 
     shares_dropout = True
 
@@ -455,10 +479,10 @@ class UNet(nn.Module):
 
 # %% ../nbs/inside/networks.ipynb #298e35d3
 @patch
-def forward(self: UNet, x, c, labels=None, augment=None):
+def forward(self: UNet, x, c, labels=None, augment=None, r=None):
     _takes(self.config, x)
     with torch.autocast(x.device.type, enabled=False):
-        emb = _embed(self, c, labels, augment)
+        emb = _embed(self, c, labels, augment, r)
     with torch.autocast(x.device.type, dtype=self.body, enabled=self.body != torch.float32):
         return _body(self, x, emb)
 
@@ -468,6 +492,7 @@ FAMILY = dict(  # DDPM++ first
     encoder=("standard", "residual"),
     resample=([1, 1], [1, 3, 3, 1]),
     noise_width=(1, 2),
+    second_time=(False, True),
 )
 
 # %% ../nbs/inside/networks.ipynb #dbdaec91
@@ -524,10 +549,14 @@ def _embedding(net, width, emb, c):
     net.map_label = Linear(c["label_dim"], width) if c["label_dim"] else None
     net.map_augment = Linear(c["augment_dim"], width, bias=False) if c["augment_dim"] else None
     net.map_layer0, net.map_layer1 = Linear(width, emb), Linear(emb, emb)
+    net.map_second = None
+    if c["second_time"]:  # silent at first
+        layers = Linear(width, emb), nn.SiLU(), Linear(emb, emb, gain=0.0)
+        net.map_second = nn.Sequential(PositionalEmbedding(width), *layers)
 
 # %% ../nbs/inside/networks.ipynb #fabfde4c
-def _embed(net, c, labels, augment):
-    "The noise level, and labels where the network has them, as one vector (B, E)."
+def _embed(net, c, labels, augment, r=None):
+    "The noise levels, and labels where the network has them, as one vector (B, E)."
     e = net.map_noise(c.to(net.map_layer0.weight.dtype))
     k = net.config["label_dim"]
     if labels is not None and not k:
@@ -537,7 +566,10 @@ def _embed(net, c, labels, augment):
         e = e + net.map_label(rows * math.sqrt(k))
     if net.map_augment is not None and augment is not None:
         e = e + net.map_augment(augment.to(e.dtype))
-    return F.silu(net.map_layer1(F.silu(net.map_layer0(e))))
+    e = net.map_layer1(F.silu(net.map_layer0(e)))
+    if (second := second_condition(net.config, r, c.to(e.dtype))) is not None:
+        e = e + net.map_second(second)
+    return F.silu(e)
 
 # %% ../nbs/inside/networks.ipynb #5d0f2c14
 def _takes(config, x):

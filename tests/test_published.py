@@ -131,7 +131,7 @@ def test_trainings_and_peaks():
 def test_every_row_has_a_source_a_kind_and_a_number():
     with find("published.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(table()) == 80
+    assert len(rows) == len(table()) == 175
     for r in rows:
         assert r["source"] and r["kind"] in ("paper", "log", "data sheet", "measured here"), r
         assert r["value"] or r["low"] and r["high"] or r["metric"] == "training" and r["kimg"], r

@@ -32,7 +32,7 @@ LAYERS = [
     "asking branches",
     "diffusion losses io.pickles io.published",
     "consistency sampling objectives io.weights",
-    "training.runs training.speed training.processes",
+    "family training.runs training.speed training.processes",
     "training.config",
     "training.loop",
     "training.recipes measure.features measure.bulk",
@@ -43,7 +43,7 @@ LAYERS = [
     "show.tradeoff show.live",
     "show.planner",
     "show.explorer course.lesson_01 course.lesson_02 course.lesson_03 course.lesson_04"
-    " course.lesson_05 course.lesson_06 course.lesson_07 commands",
+    " course.lesson_05 course.lesson_06 course.lesson_07 course.lesson_08 commands",
 ]  # lowest first; within a layer nobody imports a neighbour
 HEAVY = {
     "torchvision",
@@ -243,10 +243,10 @@ def chain(root):
 
 
 def theory(root):
-    """the lessons of the theory, 01 to 07, ask before they show, have a panel with questions, and
+    """the lessons of the theory, 01 to 08, ask before they show, have a panel with questions, and
     three exercises with hints and checks"""
     for name, nb in notebooks(root, "lessons"):
-        if not re.match(r"0[1-7]_", Path(name).name):
+        if not re.match(r"0[1-8]_", Path(name).name):
             continue
         prose, code = (
             "\n\n".join(s for _, s, _ in cells(nb, kind)) for kind in ("markdown", "code")

@@ -70,8 +70,8 @@ def table():
 
 # %% ../../nbs/inside/published.ipynb #fea1febe
 def published(metric, **facts):
-    """The `Row`s of a `metric` ("FID", "training", "kimg an hour", "pictures a second", "TFLOPS")
-    with these `facts`, such as data="CIFAR-10", nfe=2, kind="log".
+    """The `Row`s of a `metric` ("FID", "FID of relatives", "training", "kimg an hour", "pictures a
+    second", "TFLOPS") with these `facts`, such as data="CIFAR-10", nfe=2, kind="log".
 
     ValueError for another metric."""
     known = {r.metric for r in table()}

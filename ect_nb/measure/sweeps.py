@@ -11,7 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 from ..diffusion import Precond
-from ..networks import MLP
+from ..networks import MLP, heard
 from ..training.config import learning_rate, validated
 from ..training.loop import dice, draw
 from torch import nn
@@ -35,12 +35,10 @@ class MLPs(nn.Module):
             [torch.stack([m.bias.detach() for m in ms])[:, None] for ms in linear]
         )  # (n, 1, out)
 
-    def forward(self, x, c):
+    def forward(self, x, c, r=None):
         if len(x) % self.n:
             raise ValueError(f"{len(x)} rows cannot be shared equally among {self.n} networks")
-        h = torch.cat([x, c[:, None].to(x.dtype), self.embed(8 * c.to(x.dtype))], 1).view(
-            self.n, len(x) // self.n, -1
-        )
+        h = heard(self, x, c, r).view(self.n, len(x) // self.n, -1)
         for i, (w, b) in enumerate(zip(self.weights, self.biases)):
             h = torch.baddbmm(b, F.silu(h) if i else h, w.mT)
         return h.reshape(len(x), -1)
@@ -93,7 +91,9 @@ class Part:
         self.form.net.n = len(index)
 
     def __call__(self, x, t, **kw):
-        mine = {name: p[self.index] for name, p in self.whole.named_parameters()}
+        mine = dict(self.whole.named_parameters())
+        if list(self.index) != list(range(self.whole.net.n)):
+            mine = {name: p[self.index] for name, p in mine.items()}
         return functional_call(self.form, mine, (x, t), kw)
 
 # %% ../../nbs/inside/sweeps.ipynb #5f06e9d2
@@ -107,10 +107,12 @@ class _Aim:
         }
         self.kept = {name: Part(m, index) for name, m in frozen.items()}
 
-    def loss(self, rows):
-        "The mean loss (n,) of each of its networks, given the rows of all configs."
+    def loss(self, rows, seeds, step):
+        """The mean loss (n,) of each of its networks, given the rows and the seeds of all configs:
+        what it rolls itself, it rolls for each with the dice of its own."""
         batch = [torch.cat(parts) for parts in zip(*[rows[i] for i in self.index])]
-        losses = self.objective.loss(self.model, *batch, **self.kept)
+        own = [dice(seeds[i], "dropout", step) for i in self.index]
+        losses = self.objective.loss(self.model, *batch, own, **self.kept)
         return losses.view(len(self.index), -1).mean(1)
 
     def move(self):
@@ -177,11 +179,11 @@ def sweep(models, data, configs):
     ema, aims = copy.deepcopy(model).eval().requires_grad_(False), _aims(model, configs)
     order = torch.tensor([i for aim in aims for i in aim.index]).argsort()
     params, top = list(model.parameters()), max(c.lr for c in configs) or 1.0
-    kind = getattr(torch.optim, first.optimizer)
+    kind, seeds = getattr(torch.optim, first.optimizer), [c.seed for c in configs]
     optimizer = kind(params, lr=top, betas=first.betas, foreach=True)
     for step in range(math.ceil(first.kimg * 1000 / first.batch)):
         images, rows = step * first.batch, _draw(configs, data, step)
-        loss = torch.cat([aim.loss(rows) for aim in aims])[order]
+        loss = torch.cat([aim.loss(rows, seeds, step) for aim in aims])[order]
         loss.sum().backward()
         _move(optimizer, params, torch.tensor([learning_rate(c, images) for c in configs]) / top)
         ramp = (step + 1) / (step + 10)
