@@ -702,11 +702,15 @@ export function engine() {
 
     get plan() { return this.plans[this.phase]; }
 
-    get finished() { return this.done[this.phase] >= this.plan.steps; }
+    // With r in a hand, tightening goes on for as long as one likes
+    get finished() {
+      const byHand = this.phase === 'tighten' && this.settings.stage !== null;
+      return !byHand && this.done[this.phase] >= this.plan.steps;
+    }
 
-    // From here on consistency, from the denoiser or from random weights
+    // From here on consistency, from the denoiser or from random weights; again, if asked again
     tighten() {
-      this.net.kept.set(this.net.ema);
+      if (this.phase === 'learn') this.net.kept.set(this.net.ema);
       this.denoiser = this.net.kept;
       this.net.boundary = this.settings.boundary;
       if (this.settings.start === 'scratch') this.net.begin(this.dice);
@@ -782,6 +786,7 @@ export function engine() {
     change({settings}) {
       Object.assign(this.run.settings, settings);
       this.run.net.boundary = this.run.phase === 'learn' || this.run.settings.boundary;
+      if (this.run.finished) this.playing = false;
       if (!this.playing) this.news();
     }
 
@@ -789,7 +794,6 @@ export function engine() {
 
     play({phase}) {
       this.turn(phase);
-      this.beyond = this.run.finished; // once more asked for, it goes on until it is stopped
       const was = this.playing;
       Object.assign(this, {playing: true, last: performance.now(), told: 0, credit: 0});
       if (!was) this.tick();
@@ -811,7 +815,8 @@ export function engine() {
     }
 
     turn(phase) {
-      if (phase === 'tighten' && this.run.phase === 'learn') this.run.tighten();
+      const {run} = this;
+      if (phase === 'tighten' && (run.phase === 'learn' || run.finished)) run.tighten();
     }
 
     close() {
@@ -823,7 +828,7 @@ export function engine() {
       if (!this.playing) return;
       const began = performance.now();
       const made = this.train(began);
-      if (this.run.finished && !this.beyond) this.playing = false;
+      if (this.run.finished) this.playing = false;
       const now = performance.now();
       if (now - this.told > NEWS || !this.playing) this.news();
       if (now - this.measured > Math.max(MEASURE, 10 * this.cost) || !this.playing) this.measure();
@@ -839,7 +844,7 @@ export function engine() {
       while (made + 1 <= this.credit && performance.now() - began < this.slice) {
         this.losses.push(run.step());
         made++;
-        if (run.finished && !this.beyond) break;
+        if (run.finished) break;
       }
       this.credit -= made;
       if (passed > 0) this.rate = 0.9 * this.rate + 0.1 * made / Math.max(passed, 0.004);
@@ -854,7 +859,7 @@ export function engine() {
       this.tell({
         type: 'news', id, playing, loss, phase: run.phase, done: {...run.done}, stage: run.stage,
         share: Math.min(1, run.done[run.phase] / run.plan.steps), finished: run.finished,
-        params: run.net.ema.slice(), denoiser: run.denoiser, boundary: run.net.boundary,
+        params: run.net.ema.slice(), denoiser: run.denoiser?.slice(), boundary: run.net.boundary,
       });
     }
 
@@ -866,13 +871,17 @@ export function engine() {
       }));
       const to = make => distance(draws.map(make), draws.map(d => d.data)), f = run.now();
       kept.floor ??= to(d => d.again);
-      if (run.phase === 'learn' || !kept.tuned) kept.walk = to(d => walk(run.before(), d.z, WALK).at(-1));
-      kept.tuned = run.phase !== 'learn';
+      if (run.phase === 'learn' || !kept.learnt) {
+        kept.walk = to(d => walk(run.before(), d.z, WALK).at(-1));
+        kept.denoiser = to(d => jump(run.before(), d.z));
+      }
+      kept.learnt = run.phase !== 'learn';
       kept.stations ??= stations(run.data, dice.normals(256), LEVELS);
+      const {floor, walk: walked, denoiser, stations: places} = kept;
       this.tell({
         type: 'measures', id: this.id, phase: run.phase, done: {...run.done},
-        floor: kept.floor, walk: kept.walk, one: to(d => jump(f, d.z)),
-        two: to(d => jump(f, d.z, [SECOND], d.fresh)), residuals: residuals(f, kept.stations, LEVELS),
+        floor, walk: walked, denoiser, one: to(d => jump(f, d.z)),
+        two: to(d => jump(f, d.z, [SECOND], d.fresh)), residuals: residuals(f, places, LEVELS),
       });
       this.measured = performance.now();
       this.cost = this.measured - began;
@@ -948,7 +957,7 @@ function unpacked(text) {
 function decodeLink(text) {
   const link = new URLSearchParams(text.replace(/^.*#/, ''));
   if (!link.has('lab')) return null;
-  const data = link.get('data'), z = (link.get('z') ?? '').split(',').map(Number);
+  const data = link.get('data'), z = (link.get('z') ?? '0.7,0.9').split(',').map(Number);
   const without = (link.get('without') ?? '').split(',').filter(Boolean);
   const settings = {...E.USUAL, seed: Number(link.get('seed') ?? 1)};
   for (const name of without) settings[name] = false;
@@ -1183,7 +1192,8 @@ const STYLE = `
   .ect-lab .stage { grid-template-columns: minmax(0, 1fr); grid-template-areas: "plane" "noise" "charts"; }
   .ect-lab .noise { display: grid; grid-template-columns: 42% 1fr; gap: 0 16px; align-items: center; }
   .ect-lab .noise figcaption { grid-column: 1 / -1; }
-  .ect-lab .marks { margin: 0; }
+  .ect-lab .marks { margin: 0; font-size: 13px; }
+  .ect-lab .marks li { gap: 6px; }
   .ect-lab .charts { grid-template-columns: minmax(0, 1fr); }
   .ect-lab .count { margin-left: 0; }
   .ect-lab .choice span { padding: 3px 8px; }
@@ -1298,7 +1308,7 @@ const PAGE = `
     <label><input type="checkbox" data-piece="start" checked><b>the start from diffusion</b>: without
       it, from random weights</label>
   </div>
-  <p class="hint">A change takes hold at once; the last one when you next press Tighten afresh.</p>
+  <p class="hint">A change takes hold at once; the last one when Tighten begins anew.</p>
 </details>
 `;
 
@@ -1370,7 +1380,10 @@ class Lab {
     this.restart();
   }
 
-  points() { return this.data === 'drawn' ? this.drawn : PRESETS[this.data].points(); }
+  points() {
+    if (this.data === 'drawn') return this.drawn;
+    return PRESETS[this.data].kept ??= PRESETS[this.data].points();
+  }
 
   restart() {
     const points = this.points(), std = this.data === 'drawn' ? PEN : PRESETS[this.data].std;
@@ -1423,10 +1436,17 @@ class Lab {
     if (news.denoiser) this.net.kept.set(news.denoiser);
     this.version++;
     if (news.loss !== null) this.history.loss.push(this.position(news.done), news.loss);
+    if (before?.done.tighten > news.done.tighten) this.forgetTightening(news);
     const turned = before && before.phase !== news.phase;
     if (turned) this.setMode('one', false);
     if (turned || !before || before.playing !== news.playing || before.finished !== news.finished)
       this.refresh();
+  }
+
+  forgetTightening({done}) { // it has begun anew
+    for (const name of ['one', 'two']) this.history[name] = new Record();
+    const {loss} = this.history;
+    loss.items = loss.items.filter(([at]) => at <= done.learn);
   }
 
   hearMeasures(m) {
@@ -1435,7 +1455,15 @@ class Lab {
     history.walk.push(at, m.walk);
     (m.phase === 'learn' ? history.before : history.one).push(at, m.one);
     if (m.phase !== 'learn') history.two.push(at, m.two);
+    this.say();
     this.drawCharts();
+  }
+
+  // Steps of both plans, or as many as have been made
+  get total() {
+    const plans = {...E.PLANS, ...this.options.plans};
+    const made = this.news ? this.position(this.news.done) : 0;
+    return Math.max(plans.learn.steps + plans.tighten.steps, made);
   }
 
   position(done) { return done.learn + done.tighten; }
@@ -1831,7 +1859,8 @@ class Lab {
     const begun = news?.done.learn > 0;
     learn.textContent = at('learn') ? 'Pause' : this.phase !== 'learn' ? 'Learn anew'
       : begun ? 'Go on' : 'Learn';
-    tighten.textContent = at('tighten') ? 'Pause' : news?.done.tighten ? 'Go on' : 'Tighten';
+    tighten.textContent = at('tighten') ? 'Pause' : this.tightened() ? 'Tighten anew'
+      : news?.done.tighten ? 'Go on' : 'Tighten';
     learn.disabled = !this.bumps;
     tighten.disabled = !this.bumps || !(learnt || begun || this.settings.start === 'scratch');
     single.disabled = !this.bumps;
@@ -1860,7 +1889,8 @@ class Lab {
 
   say() {
     if (performance.now() - (this.announced ?? -9999) < 4000) return;
-    const words = WORDS[this.situation()];
+    const found = WORDS[this.situation()];
+    const words = typeof found === 'string' ? found : found(this);
     if (this.$('says').innerHTML !== words) this.$('says').innerHTML = words;
   }
 
@@ -1985,8 +2015,10 @@ const WORDS = {
   tightening: 'Now <i>r</i> comes up to <i>t</i>, and the one step opens up: each colour finds its '
     + 'own place. Pull the slider yourself, if you like.',
   held: 'Paused. Drag the point through the noise: where do its neighbours land?',
-  tightened: 'One step now does what took 35. Drag the point; look at <b>Two steps</b>; or '
-    + 'take something away below, start again, and see what breaks.',
+  tightened: ({measures: m}) => (m?.phase === 'tighten'
+    ? `One step now lands ${short(m.one.mean)} from the data; the walk of 35 evaluations, `
+      + `${short(m.walk.mean)}; one step of the denoiser, ${short(m.denoiser.mean)}. ` : '')
+    + 'Drag the point, or take something away below and tighten anew.',
   taken: 'Something is taken away. What does it do to the one step, and to the distance?',
 };
 
@@ -2254,8 +2286,7 @@ function apart(labels, gap, top, bottom) {
 }
 
 function distanceChart(lab) {
-  const {history, measures, colors, news} = lab, svg = lab.$('distances');
-  const total = Math.max(16000, news ? lab.position(news.done) : 0);
+  const {history, measures, colors, total} = lab, svg = lab.$('distances');
   const c = chart(svg, 210, {x: [0, total], y: [0.01, 1], log: true}, 104);
   const parts = [axes(c, [0.01, 0.03, 0.1, 0.3, 1], [0, total], colors, short)], labels = [];
   if (measures) {
@@ -2331,9 +2362,8 @@ function shade(value, theme) {
 }
 
 function lossChart(lab) {
-  const svg = lab.$('loss'), {colors, news} = lab, items = lab.history.loss.items;
+  const svg = lab.$('loss'), {colors, total} = lab, items = lab.history.loss.items;
   const values = items.map(([, v]) => v).filter(v => v > 0);
-  const total = Math.max(16000, news ? lab.position(news.done) : 0);
   const low = Math.min(1e-3, ...values), high = Math.max(1, ...values);
   const c = chart(svg, 96, {x: [0, total], y: [low, high], log: true}, 104);
   const last = values.at(-1), end = last && Math.min(c.bottom, c.Y(last));
