@@ -889,7 +889,8 @@ export function engine() {
   }
 
   return {
-    Dice, Net, Objective, Bumps, Run, Work, karras, walk, jump, sliced, distance, stations, residuals,
+    Dice, Net, Objective, Bumps, Run, Work,
+    karras, walk, jump, sliced, distance, stations, residuals,
     T_MAX, T_MIN, SIGMA, SECOND, WALK, LEVELS, LAST_STAGE, USUAL, nearness,
     PLANS,
   };
@@ -915,9 +916,10 @@ const PRESETS = {
     const a = 0.5 + 9.4 * Math.sqrt(u);
     return [a / 11 * Math.cos(a), a / 11 * Math.sin(a)];
   })},
-  checkerboard: {std: 0.03, points: () => Array.from({length: 24 * 24}, (_, k) => [k % 24, k / 24 | 0])
-    .filter(([i, j]) => ((i / 6 | 0) + (j / 6 | 0)) % 2 === 0)
-    .flatMap(([i, j]) => [(i - 11.5) / 14, (j - 11.5) / 14])},
+  checkerboard: {std: 0.03, points: () =>
+    Array.from({length: 24 * 24}, (_, k) => [k % 24, Math.floor(k / 24)])
+      .filter(([i, j]) => (Math.floor(i / 6) + Math.floor(j / 6)) % 2 === 0)
+      .flatMap(([i, j]) => [(i - 11.5) / 14, (j - 11.5) / 14])},
   mixture: {std: 0.09, points: () => [0.7, 0.35, -0.1, 0.75, -0.75, 0.2, -0.35, -0.6, 0.5, -0.55]},
 };
 
@@ -1062,7 +1064,8 @@ class Palette {
 
 const STYLE = `
 .ect-lab { container-type: inline-size; font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif;
-  color: var(--ink); background: var(--paper); box-sizing: border-box; padding: 20px clamp(12px, 2vw, 24px) 16px;
+  color: var(--ink); background: var(--paper); box-sizing: border-box;
+  padding: 20px clamp(12px, 2vw, 24px) 16px;
   max-width: 1200px; margin: 0 auto; font-variant-numeric: tabular-nums; }
 .ect-lab *, .ect-lab *::before { box-sizing: border-box; }
 .ect-lab .title { font-size: 28px; line-height: 1.15; font-weight: 650; letter-spacing: -.015em;
@@ -1159,8 +1162,8 @@ const STYLE = `
 .ect-lab .marks span:last-child { margin-left: auto; color: var(--soft); }
 .ect-lab .transport { margin-top: 18px; padding-top: 14px; border-top: 1px solid var(--line); }
 .ect-lab .seed { font-size: 14px; color: var(--soft); }
-.ect-lab .seed input { font: inherit; width: 84px; min-height: 34px; padding: 2px 8px; color: var(--ink);
-  background: var(--paper); border: 1px solid var(--line); border-radius: 8px; }
+.ect-lab .seed input { font: inherit; width: 84px; min-height: 34px; padding: 2px 8px;
+  color: var(--ink); background: var(--paper); border: 1px solid var(--line); border-radius: 8px; }
 .ect-lab .count { margin-left: auto; }
 .ect-lab .pieces { margin-top: 12px; }
 .ect-lab .pieces summary { cursor: pointer; font-weight: 600; padding: 6px 0; }
@@ -1188,9 +1191,11 @@ const STYLE = `
   .ect-lab .body { grid-row: 2; grid-column: 1 / -1; }
   .ect-lab .step:not(.open) .body { display: none; }
   .ect-lab .shapes { justify-content: space-between; gap: 2px; }
-  .ect-lab .shapes label { width: 50px; font-size: 11px; }
-  .ect-lab .stage { grid-template-columns: minmax(0, 1fr); grid-template-areas: "plane" "noise" "charts"; }
-  .ect-lab .noise { display: grid; grid-template-columns: 42% 1fr; gap: 0 16px; align-items: center; }
+  .ect-lab .shapes label { width: 51px; font-size: 11px; white-space: nowrap; }
+  .ect-lab .stage { grid-template-columns: minmax(0, 1fr);
+    grid-template-areas: "plane" "noise" "charts"; }
+  .ect-lab .noise { display: grid; grid-template-columns: 42% 1fr; gap: 0 16px;
+    align-items: center; }
   .ect-lab .noise figcaption { grid-column: 1 / -1; }
   .ect-lab .marks { margin: 0; font-size: 13px; }
   .ect-lab .marks li { gap: 6px; }
@@ -1213,7 +1218,9 @@ const PAGE = `
 </header>
 <ol class="steps">
   <li class="step" data-step="draw">
-    <hSUB class="name"><button type="button" class="tab" data-tab="draw"><b>1</b> Draw</button></hSUB>
+    <hSUB class="name">
+      <button type="button" class="tab" data-tab="draw"><b>1</b> Draw</button>
+    </hSUB>
     <div class="body">
       <fieldset class="shapes" data-part="shapes"><legend class="unseen">Data</legend></fieldset>
       <div class="row" data-part="penTools" hidden>
@@ -1225,7 +1232,9 @@ const PAGE = `
     </div>
   </li>
   <li class="step" data-step="learn">
-    <hSUB class="name"><button type="button" class="tab" data-tab="learn"><b>2</b> Learn</button></hSUB>
+    <hSUB class="name">
+      <button type="button" class="tab" data-tab="learn"><b>2</b> Learn</button>
+    </hSUB>
     <div class="body">
       <p>A network learns to denoise: from which data did this noise come, on average?</p>
       <div class="row"><button type="button" class="go" data-part="learn">Learn</button>
@@ -1233,7 +1242,9 @@ const PAGE = `
     </div>
   </li>
   <li class="step" data-step="tighten">
-    <hSUB class="name"><button type="button" class="tab" data-tab="tighten"><b>3</b> Tighten</button></hSUB>
+    <hSUB class="name">
+      <button type="button" class="tab" data-tab="tighten"><b>3</b> Tighten</button>
+    </hSUB>
     <div class="body">
       <p>Its answer at <i>t</i> must be its own answer at <i>r</i>, on the same path. Pull
         <i>r</i> towards <i>t</i>.</p>
@@ -1243,7 +1254,8 @@ const PAGE = `
         <span aria-hidden="true"><i>t</i></span></div>
       <div class="row"><button type="button" class="go" data-part="tighten">Tighten</button>
         <output data-part="ratio"></output>
-        <label class="check"><input type="checkbox" data-part="auto" checked> by itself</label></div>
+        <label class="check"><input type="checkbox" data-part="auto" checked> by itself</label>
+      </div>
     </div>
   </li>
 </ol>
@@ -1251,7 +1263,8 @@ const PAGE = `
 <div class="stage">
   <figure class="plane">
     <figcaption>
-      <fieldset class="choice" data-part="modes"><legend class="unseen">From noise to data by</legend>
+      <fieldset class="choice" data-part="modes">
+        <legend class="unseen">From noise to data by</legend>
         <label><input type="radio" name="NAME-mode" value="walk" checked><span>Walk</span></label>
         <label><input type="radio" name="NAME-mode" value="one"><span>One step</span></label>
         <label><input type="radio" name="NAME-mode" value="two"><span>Two steps</span></label>
@@ -1291,7 +1304,8 @@ const PAGE = `
     <label><input type="radio" name="NAME-speed" value="800" checked><span>steady</span></label>
     <label><input type="radio" name="NAME-speed" value="1e9"><span>fast</span></label>
   </fieldset>
-  <label class="seed">Seed <input type="number" data-part="seed" min="0" max="999999" value="1"></label>
+  <label class="seed">Seed
+    <input type="number" data-part="seed" min="0" max="999999" value="1"></label>
   <output class="count" data-part="count"></output>
 </div>
 <details class="pieces" data-part="pieces">
@@ -1305,14 +1319,13 @@ const PAGE = `
       f(x, 0) = x: paths end at the data</label>
     <label><input type="checkbox" data-piece="weight" checked><b>the weight</b> 1 / (t − r): small
       gaps count as much as wide ones</label>
-    <label><input type="checkbox" data-piece="start" checked><b>the start from diffusion</b>: without
-      it, from random weights</label>
+    <label><input type="checkbox" data-piece="start" checked><b>the start from diffusion</b>:
+      without it, from random weights</label>
   </div>
   <p class="hint">A change takes hold at once; the last one when Tighten begins anew.</p>
 </details>
 `;
 
-const escaped = text => text.replace(/[&<>"]/g, c => `&#${c.charCodeAt(0)};`);
 const short = v => (v < 0.0995 ? v.toFixed(3) : v.toFixed(2)).replace(/^0/, '');
 const signed = v => v.toFixed(2).replace('-', '−');
 
@@ -1362,7 +1375,7 @@ class Lab {
     this.trainer = employ(message => this.hear(message));
     Object.assign(this, {
       settings: {...E.USUAL}, data: 'moons', drawn: [], strokes: [], z: [0.7, 0.9],
-      mode: 'walk', look: 'cloud', flow: 0, playsOnce: false, speed: 800, id: 0,
+      mode: 'walk', look: 'cloud', flow: 0, flows: false, speed: 800, id: 0,
       pen: {x: 0, y: 0, down: false, drawing: false}, frames: [], dirty: true, version: 0,
     });
   }
@@ -1373,10 +1386,6 @@ class Lab {
 
   choose(data) {
     this.data = data;
-    if (data === 'drawn') {
-      this.say('draw');
-      this.parts.plane.focus({preventScroll: true});
-    }
     this.restart();
   }
 
@@ -1494,8 +1503,7 @@ class Lab {
   // As `journey`, kept for as long as it is still true, and anew at most every `wait` ms
   known(name, z, fresh, wait) {
     const key = `${this.id} ${this.mode}`, kept = this.caches?.[name];
-    const now = performance.now();
-    const slow = this.mode === 'walk' ? wait : 0;
+    const now = performance.now(), slow = this.mode === 'walk' && this.news?.playing ? wait : 0;
     if (kept?.key === key && (kept.version === this.walkVersion() || now - kept.at < slow))
       return kept.states;
     const states = this.journey(z, fresh);
@@ -1521,7 +1529,8 @@ class Lab {
     this.exact ??= this.exactPath();
     const z = Float32Array.from(this.z), found = {exact: this.exact.at(-1)};
     if (!this.news?.done.learn && this.phase === 'learn') return found;
-    found.path = E.walk(this.denoiser(), z, E.WALK).map((x, k) => x.map(v => natural(v, E.WALK[k])));
+    const states = E.walk(this.denoiser(), z, E.WALK);
+    found.path = states.map((x, k) => x.map(v => natural(v, E.WALK[k])));
     found.walk = found.path.at(-1);
     found.before = E.jump(this.denoiser(), z);
     if (this.phase !== 'learn') found.one = E.jump(this.f(), z);
@@ -1878,8 +1887,8 @@ class Lab {
   }
 
   planeWords() {
-    const what = `Data plane with ${LABELS[this.data].toLowerCase()}, and noise on its way there by `;
-    return what + MODES[this.mode];
+    const data = LABELS[this.data].toLowerCase();
+    return `Data plane with ${data}, and noise on its way there by ${MODES[this.mode]}`;
   }
 
   announce(words) {
@@ -1955,8 +1964,8 @@ class Lab {
     for (const name of ['walk', 'before', 'one'])
       if (answers[name]) rows.push([name, `${away(answers[name])} off`]);
     const {colors} = this;
-    this.$('marks').innerHTML = rows.map(([name, value]) =>
-      `<li>${glyph(name, colors)}<span>${MARKS[name].label}</span><span>${value}</span></li>`).join('');
+    this.$('marks').innerHTML = rows.map(([name, value]) => `<li>${glyph(name, colors)}
+      <span>${MARKS[name].label}</span><span>${value}</span></li>`).join('');
     if (this.sayHeld) {
       this.sayHeld = false;
       this.announce(rows.map(([name, value]) => `${MARKS[name].label}: ${value}`).join('; '));
@@ -2132,7 +2141,8 @@ function drawGrid(g, width, lab) {
 
 // The marks: one shape and one colour for each answer
 const MARKS = {
-  exact: {label: 'exact answer', color: 'ink', path: 'M0-6.5A6.5 6.5 0 1 1 0 6.5A6.5 6.5 0 1 1 0-6.5Z'},
+  exact: {label: 'exact answer', color: 'ink',
+    path: 'M0-6.5A6.5 6.5 0 1 1 0 6.5A6.5 6.5 0 1 1 0-6.5Z'},
   walk: {label: 'walk', color: 'ink', hollow: true,
     path: 'M0-7A7 7 0 1 1 0 7A7 7 0 1 1 0-7Z'},
   before: {label: 'denoiser', color: 'before', path: 'M0-8.5L8.5 0L0 8.5L-8.5 0Z'},
@@ -2235,9 +2245,12 @@ function flowWords(lab) {
 function thumbnail(name) {
   if (name === 'drawn') return `<svg viewBox="-1.25 -1.25 2.5 2.5" aria-hidden="true"><path
     d="M-.75.8L-.62.3.5-.82.85-.47-.27.65Z" /></svg>`;
-  const points = PRESETS[name].points(), radius = Math.max(0.055, 1.6 * PRESETS[name].std), dots = [];
-  for (let i = 0; i < points.length; i += points.length > 100 ? 8 : 2)
-    dots.push(`<circle cx="${points[i].toFixed(2)}" cy="${(-points[i + 1]).toFixed(2)}" r="${radius}"/>`);
+  const {std, points} = PRESETS[name], list = points(), radius = Math.max(0.055, 1.6 * std);
+  const dots = [], skip = list.length > 100 && name !== 'checkerboard' ? 8 : 2;
+  for (let i = 0; i < list.length; i += skip) {
+    const [x, y] = [list[i], -list[i + 1]].map(v => v.toFixed(2));
+    dots.push(`<circle cx="${x}" cy="${y}" r="${radius}"/>`);
+  }
   return `<svg viewBox="-1.1 -1.1 2.2 2.2" aria-hidden="true">${dots.join('')}</svg>`;
 }
 
@@ -2255,15 +2268,18 @@ function chart(svg, height, {x: [x0, x1], y: [y0, y1], log = false}, right = 12)
   return {X, Y, width, height, left, right: width - right, top, bottom};
 }
 
-const line = (points, color, more = '') => `<polyline fill="none" stroke="${color}" stroke-width="2"
-  stroke-linejoin="round" points="${points.map(p => p.map(v => v.toFixed(1)).join()).join(' ')}" ${more}/>`;
+const corners = points => points.map(p => p.map(v => v.toFixed(1)).join()).join(' ');
+
+const line = (points, color, more = '') => `<polyline fill="none" stroke="${color}"
+  stroke-width="2" stroke-linejoin="round" points="${corners(points)}" ${more}/>`;
 
 const plain = v => String(v).replace(/^0/, '');
 const thousands = v => v >= 1000 ? `${+(v / 1000).toFixed(1)}k` : `${v}`;
 
 function axes(c, ys, xs, colors, name = String) {
   const rows = ys.map(v => `<line x1="${c.left}" x2="${c.right}" y1="${c.Y(v)}" y2="${c.Y(v)}"
-    stroke="${colors.line}"/><text x="${c.left - 6}" y="${c.Y(v) + 4}" text-anchor="end">${name(v)}</text>`);
+    stroke="${colors.line}"/>
+    <text x="${c.left - 6}" y="${c.Y(v) + 4}" text-anchor="end">${name(v)}</text>`);
   const columns = xs.map(v => `<text x="${c.X(v)}" y="${c.height - 4}"
     text-anchor="middle">${thousands(v)}</text>`);
   return rows.join('') + columns.join('');
@@ -2315,37 +2331,45 @@ function distanceChart(lab) {
 }
 
 function band(items, c, color) {
-  const edge = (side, list) => list.map(([at, d]) => `${c.X(at).toFixed(1)},${c.Y(d[side]).toFixed(1)}`);
-  const around = [...edge('high', items), ...edge('low', [...items].reverse())];
-  return `<polygon points="${around.join(' ')}" fill="${color}" opacity=".16"/>`;
+  const edge = side => items.map(([at, d]) => [c.X(at), c.Y(d[side])]);
+  const around = [...edge('high'), ...edge('low').reverse()];
+  return `<polygon points="${corners(around)}" fill="${color}" opacity=".16"/>`;
 }
 
 // The residual of all pairs r < t, dark where the two answers disagree, and the pairs now asked
 function residualChart(lab) {
   const svg = lab.$('residuals'), {colors, measures} = lab, n = E.LEVELS.length;
-  const width = svg.clientWidth || 280, height = 196, left = 34, size = Math.min(width - left - 60, height - 26);
-  const cell = size / (n - 1), X = k => left + k * cell, Y = k => size - k * cell + 4;
+  const width = svg.clientWidth || 280, height = 196, left = 34;
+  const size = Math.min(width - left - 60, height - 26), cell = size / (n - 1);
+  const X = k => left + k * cell, Y = k => size - k * cell + 4;
   svg.setAttribute('viewBox', `0 0 ${width} ${height}`);
   svg.style.height = `${height}px`;
-  const parts = [];
+  const cells = [];
   for (let i = 1; i < n; i++) for (let j = 0; j < i; j++) {
     const value = measures?.residuals[i][j];
-    parts.push(`<rect x="${X(j)}" y="${Y(i)}" width="${cell + 0.4}" height="${cell + 0.4}"
+    cells.push(`<rect x="${X(j)}" y="${Y(i)}" width="${cell + 0.4}" height="${cell + 0.4}"
       fill="${value === undefined ? colors.faint : shade(value, lab.theme)}"/>`);
   }
-  const q = E.nearness(lab.stageShown()), edge = X(n - 1) + cell;
+  const q = E.nearness(lab.stageShown());
   const asked = E.LEVELS.slice(1).map(t => [X(levelPlace(q * t)), Y(levelPlace(t)) + cell]);
-  parts.push(line(asked, '#E69F00', 'style="stroke-width:3"'));
-  for (const t of [0.02, 1.26, 80]) parts.push(
-    `<text x="${left - 6}" y="${Y(levelPlace(t)) + cell + 4}" text-anchor="end">${t < 2 && t > 1 ? 't' : t}</text>`);
-  parts.push(`<text x="${left}" y="${size + 20}">0</text><text x="${X(n - 2)}" y="${size + 20}"
-    text-anchor="end">80</text><text x="${left + size / 2}" y="${size + 20}" text-anchor="middle">r</text>
-    <text x="${edge - 40}" y="${size - 24}"><tspan style="fill:#E69F00;font-weight:700">╱ </tspan>pairs asked</text>
-    <text x="${edge - 40}" y="${size - 8}">now</text>`);
-  svg.innerHTML = parts.join('');
-  const worst = measures ? Math.max(...measures.residuals.flat().filter(v => v >= 0)) : null;
-  svg.setAttribute('aria-label', 'Map of the residual over t and r'
-    + (worst === null ? ', nothing measured yet' : `, largest ${short(worst)}; asked now: r = ${q.toFixed(2)} t`));
+  svg.innerHTML = cells.join('') + line(asked, '#E69F00', 'style="stroke-width:3"')
+    + residualWords({left, size, cell, n});
+  const values = measures?.residuals.flat().filter(v => v >= 0) ?? [];
+  svg.setAttribute('aria-label', 'Map of the residual over t and r, ' + (values.length
+    ? `largest ${short(Math.max(...values))}; asked now: r = ${q.toFixed(2)} t`
+    : 'nothing measured yet'));
+}
+
+function residualWords({left, size, cell, n}) {
+  const low = size + 20, beside = left + (n - 1) * cell - 30;
+  const up = (y, words) => `<text x="${left - 6}" y="${y}" text-anchor="end">${words}</text>`;
+  return up(size + 4, '.02') + up(size / 2 + 8, 't') + up(16, '80')
+    + `<text x="${left}" y="${low}">0</text>
+      <text x="${left + size / 2}" y="${low}" text-anchor="middle">r</text>
+      <text x="${left + size}" y="${low}" text-anchor="end">80</text>
+      <text x="${beside}" y="${size - 24}">
+        <tspan style="fill:#E69F00;font-weight:700">╱ </tspan>pairs asked</text>
+      <text x="${beside}" y="${size - 8}">now</text>`;
 }
 
 // Where a level stands among LEVELS, between them too
@@ -2362,15 +2386,18 @@ function shade(value, theme) {
 }
 
 function lossChart(lab) {
-  const svg = lab.$('loss'), {colors, total} = lab, items = lab.history.loss.items;
-  const values = items.map(([, v]) => v).filter(v => v > 0);
+  const svg = lab.$('loss'), {colors, total} = lab;
+  const items = lab.history.loss.items.filter(([, loss]) => loss > 0);
+  const values = items.map(([, loss]) => loss), last = values.at(-1);
   const low = Math.min(1e-3, ...values), high = Math.max(1, ...values);
   const c = chart(svg, 96, {x: [0, total], y: [low, high], log: true}, 104);
-  const last = values.at(-1), end = last && Math.min(c.bottom, c.Y(last));
-  svg.innerHTML = axes(c, [high, low].map(v => Number(v.toPrecision(1))), [0, total], colors, plain)
-    + (values.length > 1 ? line(items.filter(([, v]) => v > 0).map(([x, v]) => [c.X(x), c.Y(v)]),
-      colors.soft, 'stroke-width="1.5"') : '')
-    + (last ? `<text x="${c.right + 6}" y="${end + 4}">${plain(Number(last.toPrecision(2)))}</text>` : '');
+  const rows = [high, low].map(v => Number(v.toPrecision(1)));
+  const parts = [axes(c, rows, [0, total], colors, plain)];
+  if (values.length > 1)
+    parts.push(line(items.map(([x, v]) => [c.X(x), c.Y(v)]), colors.soft));
+  if (last) parts.push(`<text x="${c.right + 6}" y="${Math.min(c.bottom, c.Y(last)) + 4}">
+    ${plain(Number(last.toPrecision(2)))}</text>`);
+  svg.innerHTML = parts.join('');
   svg.setAttribute('aria-label', last ? `Loss, now ${last.toPrecision(2)}` : 'Loss: nothing yet');
 }
 
