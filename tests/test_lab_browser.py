@@ -1,5 +1,5 @@
-"""The Lab in a real Chromium, worked by mouse, finger and keyboard: as a page from a folder, with no
-network at all, and as a widget in a real JupyterLab.
+"""The Lab in a real Chromium, worked by mouse, finger and keyboard: as a page from a folder,
+without a network, and as a widget in a real JupyterLab.
 
 Without Chromium skipped, or failed, as in test_browser. Screenshots and measured times go to
 out/browser/lab."""
