@@ -1500,10 +1500,11 @@ class Lab {
       this.f()(back, new Float32Array(z.length / 2).fill(E.SECOND))];
   }
 
-  // As `journey`, kept for as long as it is still true, and anew at most every `wait` ms
-  known(name, z, fresh, wait) {
+  // As `journey`, kept for as long as it is still true; in training anew at most every so many ms
+  known(name, z, fresh, {walk, jump = 0}) {
     const key = `${this.id} ${this.mode}`, kept = this.caches?.[name];
-    const now = performance.now(), slow = this.mode === 'walk' && this.news?.playing ? wait : 0;
+    const now = performance.now(), wait = this.mode === 'walk' ? walk : jump;
+    const slow = this.news?.playing ? wait : 0;
     if (kept?.key === key && (kept.version === this.walkVersion() || now - kept.at < slow))
       return kept.states;
     const states = this.journey(z, fresh);
@@ -1958,14 +1959,18 @@ class Lab {
   }
 
   listMarks(answers) {
-    if (!answers) return this.$('marks').replaceChildren();
+    if (!answers) {
+      this.marks = null;
+      return this.$('marks').replaceChildren();
+    }
     const {exact} = answers, away = p => short(Math.hypot(p[0] - exact[0], p[1] - exact[1]));
     const rows = [['exact', `(${signed(exact[0])}, ${signed(exact[1])})`]];
     for (const name of ['walk', 'before', 'one'])
       if (answers[name]) rows.push([name, `${away(answers[name])} off`]);
     const {colors} = this;
-    this.$('marks').innerHTML = rows.map(([name, value]) => `<li>${glyph(name, colors)}
+    const marks = rows.map(([name, value]) => `<li>${glyph(name, colors)}
       <span>${MARKS[name].label}</span><span>${value}</span></li>`).join('');
+    if (marks !== this.marks) this.$('marks').innerHTML = this.marks = marks;
     if (this.sayHeld) {
       this.sayHeld = false;
       this.announce(rows.map(([name, value]) => `${MARKS[name].label}: ${value}`).join('; '));
@@ -2096,7 +2101,7 @@ function between(states, flow, evenly) {
 }
 
 function drawCloud(g, width, lab) {
-  const states = lab.known('cloud', lab.noise, lab.fresh, 250), end = states.at(-1);
+  const states = lab.known('cloud', lab.noise, lab.fresh, {walk: 250}), end = states.at(-1);
   const at = between(states, lab.flow, lab.mode === 'walk'), {palette} = lab;
   const known = states.length > 1, size = Math.max(3.4, width / 125);
   g.globalAlpha = 0.85;
@@ -2123,7 +2128,7 @@ const LINE_POINTS = Float32Array.from(LINES.flat(2));
 const LINE_FRESH = new Float32Array(LINE_POINTS.length);
 
 function drawGrid(g, width, lab) {
-  const states = lab.known('grid', LINE_POINTS, LINE_FRESH, 500), end = states.at(-1);
+  const states = lab.known('grid', LINE_POINTS, LINE_FRESH, {walk: 500}), end = states.at(-1);
   const at = between(states, lab.flow, lab.mode === 'walk'), {palette} = lab;
   g.lineWidth = 1.6;
   let from = 0;
@@ -2208,7 +2213,7 @@ const FIELD_FRESH = new Float32Array(FIELD_POINTS.length);
 
 function drawNoise(lab) {
   const [g, width] = fit(lab.$('noise')), {colors} = lab;
-  const ends = lab.known('field', FIELD_POINTS, FIELD_FRESH, 700);
+  const ends = lab.known('field', FIELD_POINTS, FIELD_FRESH, {walk: 700, jump: 120});
   g.imageSmoothingEnabled = true;
   g.drawImage(fieldPicture(lab, ends), 0, 0, width, width);
   const x = onNoise(lab.z[0], width), y = onNoise(-lab.z[1], width);
@@ -2223,6 +2228,8 @@ function drawNoise(lab) {
 
 function fieldPicture(lab, states) {
   const canvas = lab.fieldCanvas ??= new OffscreenCanvas(FIELD, FIELD), {palette} = lab;
+  if (lab.fieldOf?.states === states && lab.fieldOf.palette === palette) return canvas;
+  lab.fieldOf = {states, palette};
   const g = canvas.getContext('2d'), picture = g.createImageData(FIELD, FIELD);
   const ends = states.length > 1 ? states.at(-1) : FIELD_POINTS.map(v => v / 2);
   for (let k = 0; k < FIELD * FIELD; k++) {
