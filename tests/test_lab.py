@@ -243,12 +243,12 @@ EXACT = """({engine, task}) => {
   return {
     means: task.at.map(([x, y, t]) => data.denoise(x, y, t)),
     ends: task.z.map(z => data.path(z, E.karras(48)).at(-1)),
-    stations: E.stations(data, task.z.flat(), task.levels).map(x => [...x]),
+    levels: E.LEVELS, stations: E.stations(data, task.z.flat(), E.LEVELS).map(x => [...x]),
   };
 }"""
 
 
-@pytest.mark.parametrize("n", [5, 300])
+@pytest.mark.parametrize("n", [5, 60])
 def test_exact_answers_are_those_of_the_mixture(n):
     "Few bumps and many: the closed form, and where its paths stand and end."
     g = torch.Generator().manual_seed(n)
@@ -256,15 +256,15 @@ def test_exact_answers_are_those_of_the_mixture(n):
     std = 0.1 if n == 5 else 0.03
     mixture = GaussianMixture(points, torch.full((n,), std).double())
     at = torch.cat([torch.randn(40, 2, generator=g), torch.rand(40, 1, generator=g) * 3], 1)
-    at, z, levels = at.double(), torch.randn(20, 2, generator=g).double(), [0.0, 0.05, 0.7, 80.0]
+    at, z = at.double(), torch.randn(12, 2, generator=g).double()
     task = dict(points=points.flatten().tolist(), std=std, at=at.tolist(), z=z.tolist())
-    found = in_node(EXACT, task | dict(levels=levels))
+    found = in_node(EXACT, task)
     means = mixture.denoise(at[:, :2].contiguous(), at[:, 2].contiguous())
     assert torch.allclose(torch.tensor(found["means"]).double(), means, atol=1e-6)
     ends = mixture.exact_map(80 * z, 80.0)
     off = (torch.tensor(found["ends"]).double() - ends).norm(dim=1)
     assert off.median() < 0.01 and (off < 0.1).double().mean() >= 0.9
-    for t, x in zip(levels[1:], found["stations"][1:]):
+    for t, x in list(zip(found["levels"], found["stations"]))[2::5]:
         wanted = mixture.transport(80 * z, torch.tensor(80.0).double(), t)
         off = (torch.tensor(x).double().view(-1, 2) - wanted).norm(dim=1)
         assert off.median() < 0.01 * max(1, t)

@@ -702,11 +702,15 @@ export function engine() {
 
     get plan() { return this.plans[this.phase]; }
 
-    get finished() { return this.done[this.phase] >= this.plan.steps; }
+    // With r in a hand, tightening goes on for as long as one likes
+    get finished() {
+      const byHand = this.phase === 'tighten' && this.settings.stage !== null;
+      return !byHand && this.done[this.phase] >= this.plan.steps;
+    }
 
-    // From here on consistency, from the denoiser or from random weights
+    // From here on consistency, from the denoiser or from random weights; again, if asked again
     tighten() {
-      this.net.kept.set(this.net.ema);
+      if (this.phase === 'learn') this.net.kept.set(this.net.ema);
       this.denoiser = this.net.kept;
       this.net.boundary = this.settings.boundary;
       if (this.settings.start === 'scratch') this.net.begin(this.dice);
@@ -782,6 +786,7 @@ export function engine() {
     change({settings}) {
       Object.assign(this.run.settings, settings);
       this.run.net.boundary = this.run.phase === 'learn' || this.run.settings.boundary;
+      if (this.run.finished) this.playing = false;
       if (!this.playing) this.news();
     }
 
@@ -789,7 +794,6 @@ export function engine() {
 
     play({phase}) {
       this.turn(phase);
-      this.beyond = this.run.finished; // once more asked for, it goes on until it is stopped
       const was = this.playing;
       Object.assign(this, {playing: true, last: performance.now(), told: 0, credit: 0});
       if (!was) this.tick();
@@ -811,7 +815,8 @@ export function engine() {
     }
 
     turn(phase) {
-      if (phase === 'tighten' && this.run.phase === 'learn') this.run.tighten();
+      const {run} = this;
+      if (phase === 'tighten' && (run.phase === 'learn' || run.finished)) run.tighten();
     }
 
     close() {
@@ -823,7 +828,7 @@ export function engine() {
       if (!this.playing) return;
       const began = performance.now();
       const made = this.train(began);
-      if (this.run.finished && !this.beyond) this.playing = false;
+      if (this.run.finished) this.playing = false;
       const now = performance.now();
       if (now - this.told > NEWS || !this.playing) this.news();
       if (now - this.measured > Math.max(MEASURE, 10 * this.cost) || !this.playing) this.measure();
@@ -839,7 +844,7 @@ export function engine() {
       while (made + 1 <= this.credit && performance.now() - began < this.slice) {
         this.losses.push(run.step());
         made++;
-        if (run.finished && !this.beyond) break;
+        if (run.finished) break;
       }
       this.credit -= made;
       if (passed > 0) this.rate = 0.9 * this.rate + 0.1 * made / Math.max(passed, 0.004);
@@ -854,7 +859,7 @@ export function engine() {
       this.tell({
         type: 'news', id, playing, loss, phase: run.phase, done: {...run.done}, stage: run.stage,
         share: Math.min(1, run.done[run.phase] / run.plan.steps), finished: run.finished,
-        params: run.net.ema.slice(), denoiser: run.denoiser, boundary: run.net.boundary,
+        params: run.net.ema.slice(), denoiser: run.denoiser?.slice(), boundary: run.net.boundary,
       });
     }
 
@@ -866,13 +871,17 @@ export function engine() {
       }));
       const to = make => distance(draws.map(make), draws.map(d => d.data)), f = run.now();
       kept.floor ??= to(d => d.again);
-      if (run.phase === 'learn' || !kept.tuned) kept.walk = to(d => walk(run.before(), d.z, WALK).at(-1));
-      kept.tuned = run.phase !== 'learn';
+      if (run.phase === 'learn' || !kept.learnt) {
+        kept.walk = to(d => walk(run.before(), d.z, WALK).at(-1));
+        kept.denoiser = to(d => jump(run.before(), d.z));
+      }
+      kept.learnt = run.phase !== 'learn';
       kept.stations ??= stations(run.data, dice.normals(256), LEVELS);
+      const {floor, walk: walked, denoiser, stations: places} = kept;
       this.tell({
         type: 'measures', id: this.id, phase: run.phase, done: {...run.done},
-        floor: kept.floor, walk: kept.walk, one: to(d => jump(f, d.z)),
-        two: to(d => jump(f, d.z, [SECOND], d.fresh)), residuals: residuals(f, kept.stations, LEVELS),
+        floor, walk: walked, denoiser, one: to(d => jump(f, d.z)),
+        two: to(d => jump(f, d.z, [SECOND], d.fresh)), residuals: residuals(f, places, LEVELS),
       });
       this.measured = performance.now();
       this.cost = this.measured - began;
@@ -880,7 +889,8 @@ export function engine() {
   }
 
   return {
-    Dice, Net, Objective, Bumps, Run, Work, karras, walk, jump, sliced, distance, stations, residuals,
+    Dice, Net, Objective, Bumps, Run, Work,
+    karras, walk, jump, sliced, distance, stations, residuals,
     T_MAX, T_MIN, SIGMA, SECOND, WALK, LEVELS, LAST_STAGE, USUAL, nearness,
     PLANS,
   };
@@ -906,9 +916,10 @@ const PRESETS = {
     const a = 0.5 + 9.4 * Math.sqrt(u);
     return [a / 11 * Math.cos(a), a / 11 * Math.sin(a)];
   })},
-  checkerboard: {std: 0.03, points: () => Array.from({length: 24 * 24}, (_, k) => [k % 24, k / 24 | 0])
-    .filter(([i, j]) => ((i / 6 | 0) + (j / 6 | 0)) % 2 === 0)
-    .flatMap(([i, j]) => [(i - 11.5) / 14, (j - 11.5) / 14])},
+  checkerboard: {std: 0.03, points: () =>
+    Array.from({length: 24 * 24}, (_, k) => [k % 24, Math.floor(k / 24)])
+      .filter(([i, j]) => (Math.floor(i / 6) + Math.floor(j / 6)) % 2 === 0)
+      .flatMap(([i, j]) => [(i - 11.5) / 14, (j - 11.5) / 14])},
   mixture: {std: 0.09, points: () => [0.7, 0.35, -0.1, 0.75, -0.75, 0.2, -0.35, -0.6, 0.5, -0.55]},
 };
 
@@ -948,7 +959,7 @@ function unpacked(text) {
 function decodeLink(text) {
   const link = new URLSearchParams(text.replace(/^.*#/, ''));
   if (!link.has('lab')) return null;
-  const data = link.get('data'), z = (link.get('z') ?? '').split(',').map(Number);
+  const data = link.get('data'), z = (link.get('z') ?? '0.7,0.9').split(',').map(Number);
   const without = (link.get('without') ?? '').split(',').filter(Boolean);
   const settings = {...E.USUAL, seed: Number(link.get('seed') ?? 1)};
   for (const name of without) settings[name] = false;
@@ -1053,7 +1064,8 @@ class Palette {
 
 const STYLE = `
 .ect-lab { container-type: inline-size; font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif;
-  color: var(--ink); background: var(--paper); box-sizing: border-box; padding: 20px clamp(12px, 2vw, 24px) 16px;
+  color: var(--ink); background: var(--paper); box-sizing: border-box;
+  padding: 20px clamp(12px, 2vw, 24px) 16px;
   max-width: 1200px; margin: 0 auto; font-variant-numeric: tabular-nums; }
 .ect-lab *, .ect-lab *::before { box-sizing: border-box; }
 .ect-lab .title { font-size: 28px; line-height: 1.15; font-weight: 650; letter-spacing: -.015em;
@@ -1150,8 +1162,8 @@ const STYLE = `
 .ect-lab .marks span:last-child { margin-left: auto; color: var(--soft); }
 .ect-lab .transport { margin-top: 18px; padding-top: 14px; border-top: 1px solid var(--line); }
 .ect-lab .seed { font-size: 14px; color: var(--soft); }
-.ect-lab .seed input { font: inherit; width: 84px; min-height: 34px; padding: 2px 8px; color: var(--ink);
-  background: var(--paper); border: 1px solid var(--line); border-radius: 8px; }
+.ect-lab .seed input { font: inherit; width: 84px; min-height: 34px; padding: 2px 8px;
+  color: var(--ink); background: var(--paper); border: 1px solid var(--line); border-radius: 8px; }
 .ect-lab .count { margin-left: auto; }
 .ect-lab .pieces { margin-top: 12px; }
 .ect-lab .pieces summary { cursor: pointer; font-weight: 600; padding: 6px 0; }
@@ -1179,11 +1191,14 @@ const STYLE = `
   .ect-lab .body { grid-row: 2; grid-column: 1 / -1; }
   .ect-lab .step:not(.open) .body { display: none; }
   .ect-lab .shapes { justify-content: space-between; gap: 2px; }
-  .ect-lab .shapes label { width: 50px; font-size: 11px; }
-  .ect-lab .stage { grid-template-columns: minmax(0, 1fr); grid-template-areas: "plane" "noise" "charts"; }
-  .ect-lab .noise { display: grid; grid-template-columns: 42% 1fr; gap: 0 16px; align-items: center; }
+  .ect-lab .shapes label { width: 51px; font-size: 11px; white-space: nowrap; }
+  .ect-lab .stage { grid-template-columns: minmax(0, 1fr);
+    grid-template-areas: "plane" "noise" "charts"; }
+  .ect-lab .noise { display: grid; grid-template-columns: 42% 1fr; gap: 0 16px;
+    align-items: center; }
   .ect-lab .noise figcaption { grid-column: 1 / -1; }
-  .ect-lab .marks { margin: 0; }
+  .ect-lab .marks { margin: 0; font-size: 13px; }
+  .ect-lab .marks li { gap: 6px; }
   .ect-lab .charts { grid-template-columns: minmax(0, 1fr); }
   .ect-lab .count { margin-left: 0; }
   .ect-lab .choice span { padding: 3px 8px; }
@@ -1203,7 +1218,9 @@ const PAGE = `
 </header>
 <ol class="steps">
   <li class="step" data-step="draw">
-    <hSUB class="name"><button type="button" class="tab" data-tab="draw"><b>1</b> Draw</button></hSUB>
+    <hSUB class="name">
+      <button type="button" class="tab" data-tab="draw"><b>1</b> Draw</button>
+    </hSUB>
     <div class="body">
       <fieldset class="shapes" data-part="shapes"><legend class="unseen">Data</legend></fieldset>
       <div class="row" data-part="penTools" hidden>
@@ -1215,7 +1232,9 @@ const PAGE = `
     </div>
   </li>
   <li class="step" data-step="learn">
-    <hSUB class="name"><button type="button" class="tab" data-tab="learn"><b>2</b> Learn</button></hSUB>
+    <hSUB class="name">
+      <button type="button" class="tab" data-tab="learn"><b>2</b> Learn</button>
+    </hSUB>
     <div class="body">
       <p>A network learns to denoise: from which data did this noise come, on average?</p>
       <div class="row"><button type="button" class="go" data-part="learn">Learn</button>
@@ -1223,7 +1242,9 @@ const PAGE = `
     </div>
   </li>
   <li class="step" data-step="tighten">
-    <hSUB class="name"><button type="button" class="tab" data-tab="tighten"><b>3</b> Tighten</button></hSUB>
+    <hSUB class="name">
+      <button type="button" class="tab" data-tab="tighten"><b>3</b> Tighten</button>
+    </hSUB>
     <div class="body">
       <p>Its answer at <i>t</i> must be its own answer at <i>r</i>, on the same path. Pull
         <i>r</i> towards <i>t</i>.</p>
@@ -1233,7 +1254,8 @@ const PAGE = `
         <span aria-hidden="true"><i>t</i></span></div>
       <div class="row"><button type="button" class="go" data-part="tighten">Tighten</button>
         <output data-part="ratio"></output>
-        <label class="check"><input type="checkbox" data-part="auto" checked> by itself</label></div>
+        <label class="check"><input type="checkbox" data-part="auto" checked> by itself</label>
+      </div>
     </div>
   </li>
 </ol>
@@ -1241,7 +1263,8 @@ const PAGE = `
 <div class="stage">
   <figure class="plane">
     <figcaption>
-      <fieldset class="choice" data-part="modes"><legend class="unseen">From noise to data by</legend>
+      <fieldset class="choice" data-part="modes">
+        <legend class="unseen">From noise to data by</legend>
         <label><input type="radio" name="NAME-mode" value="walk" checked><span>Walk</span></label>
         <label><input type="radio" name="NAME-mode" value="one"><span>One step</span></label>
         <label><input type="radio" name="NAME-mode" value="two"><span>Two steps</span></label>
@@ -1281,7 +1304,8 @@ const PAGE = `
     <label><input type="radio" name="NAME-speed" value="800" checked><span>steady</span></label>
     <label><input type="radio" name="NAME-speed" value="1e9"><span>fast</span></label>
   </fieldset>
-  <label class="seed">Seed <input type="number" data-part="seed" min="0" max="999999" value="1"></label>
+  <label class="seed">Seed
+    <input type="number" data-part="seed" min="0" max="999999" value="1"></label>
   <output class="count" data-part="count"></output>
 </div>
 <details class="pieces" data-part="pieces">
@@ -1295,14 +1319,13 @@ const PAGE = `
       f(x, 0) = x: paths end at the data</label>
     <label><input type="checkbox" data-piece="weight" checked><b>the weight</b> 1 / (t − r): small
       gaps count as much as wide ones</label>
-    <label><input type="checkbox" data-piece="start" checked><b>the start from diffusion</b>: without
-      it, from random weights</label>
+    <label><input type="checkbox" data-piece="start" checked><b>the start from diffusion</b>:
+      without it, from random weights</label>
   </div>
-  <p class="hint">A change takes hold at once; the last one when you next press Tighten afresh.</p>
+  <p class="hint">A change takes hold at once; the last one when Tighten begins anew.</p>
 </details>
 `;
 
-const escaped = text => text.replace(/[&<>"]/g, c => `&#${c.charCodeAt(0)};`);
 const short = v => (v < 0.0995 ? v.toFixed(3) : v.toFixed(2)).replace(/^0/, '');
 const signed = v => v.toFixed(2).replace('-', '−');
 
@@ -1352,7 +1375,7 @@ class Lab {
     this.trainer = employ(message => this.hear(message));
     Object.assign(this, {
       settings: {...E.USUAL}, data: 'moons', drawn: [], strokes: [], z: [0.7, 0.9],
-      mode: 'walk', look: 'cloud', flow: 0, playsOnce: false, speed: 800, id: 0,
+      mode: 'walk', look: 'cloud', flow: 0, flows: false, speed: 800, id: 0,
       pen: {x: 0, y: 0, down: false, drawing: false}, frames: [], dirty: true, version: 0,
     });
   }
@@ -1363,14 +1386,13 @@ class Lab {
 
   choose(data) {
     this.data = data;
-    if (data === 'drawn') {
-      this.say('draw');
-      this.parts.plane.focus({preventScroll: true});
-    }
     this.restart();
   }
 
-  points() { return this.data === 'drawn' ? this.drawn : PRESETS[this.data].points(); }
+  points() {
+    if (this.data === 'drawn') return this.drawn;
+    return PRESETS[this.data].kept ??= PRESETS[this.data].points();
+  }
 
   restart() {
     const points = this.points(), std = this.data === 'drawn' ? PEN : PRESETS[this.data].std;
@@ -1423,10 +1445,17 @@ class Lab {
     if (news.denoiser) this.net.kept.set(news.denoiser);
     this.version++;
     if (news.loss !== null) this.history.loss.push(this.position(news.done), news.loss);
+    if (before?.done.tighten > news.done.tighten) this.forgetTightening(news);
     const turned = before && before.phase !== news.phase;
     if (turned) this.setMode('one', false);
     if (turned || !before || before.playing !== news.playing || before.finished !== news.finished)
       this.refresh();
+  }
+
+  forgetTightening({done}) { // it has begun anew
+    for (const name of ['one', 'two']) this.history[name] = new Record();
+    const {loss} = this.history;
+    loss.items = loss.items.filter(([at]) => at <= done.learn);
   }
 
   hearMeasures(m) {
@@ -1435,7 +1464,15 @@ class Lab {
     history.walk.push(at, m.walk);
     (m.phase === 'learn' ? history.before : history.one).push(at, m.one);
     if (m.phase !== 'learn') history.two.push(at, m.two);
+    this.say();
     this.drawCharts();
+  }
+
+  // Steps of both plans, or as many as have been made
+  get total() {
+    const plans = {...E.PLANS, ...this.options.plans};
+    const made = this.news ? this.position(this.news.done) : 0;
+    return Math.max(plans.learn.steps + plans.tighten.steps, made);
   }
 
   position(done) { return done.learn + done.tighten; }
@@ -1463,11 +1500,11 @@ class Lab {
       this.f()(back, new Float32Array(z.length / 2).fill(E.SECOND))];
   }
 
-  // As `journey`, kept for as long as it is still true, and anew at most every `wait` ms
-  known(name, z, fresh, wait) {
+  // As `journey`, kept for as long as it is still true; in training anew at most every so many ms
+  known(name, z, fresh, {walk, jump = 0}) {
     const key = `${this.id} ${this.mode}`, kept = this.caches?.[name];
-    const now = performance.now();
-    const slow = this.mode === 'walk' ? wait : 0;
+    const now = performance.now(), wait = this.mode === 'walk' ? walk : jump;
+    const slow = this.news?.playing ? wait : 0;
     if (kept?.key === key && (kept.version === this.walkVersion() || now - kept.at < slow))
       return kept.states;
     const states = this.journey(z, fresh);
@@ -1493,7 +1530,8 @@ class Lab {
     this.exact ??= this.exactPath();
     const z = Float32Array.from(this.z), found = {exact: this.exact.at(-1)};
     if (!this.news?.done.learn && this.phase === 'learn') return found;
-    found.path = E.walk(this.denoiser(), z, E.WALK).map((x, k) => x.map(v => natural(v, E.WALK[k])));
+    const states = E.walk(this.denoiser(), z, E.WALK);
+    found.path = states.map((x, k) => x.map(v => natural(v, E.WALK[k])));
     found.walk = found.path.at(-1);
     found.before = E.jump(this.denoiser(), z);
     if (this.phase !== 'learn') found.one = E.jump(this.f(), z);
@@ -1831,7 +1869,8 @@ class Lab {
     const begun = news?.done.learn > 0;
     learn.textContent = at('learn') ? 'Pause' : this.phase !== 'learn' ? 'Learn anew'
       : begun ? 'Go on' : 'Learn';
-    tighten.textContent = at('tighten') ? 'Pause' : news?.done.tighten ? 'Go on' : 'Tighten';
+    tighten.textContent = at('tighten') ? 'Pause' : this.tightened() ? 'Tighten anew'
+      : news?.done.tighten ? 'Go on' : 'Tighten';
     learn.disabled = !this.bumps;
     tighten.disabled = !this.bumps || !(learnt || begun || this.settings.start === 'scratch');
     single.disabled = !this.bumps;
@@ -1849,8 +1888,8 @@ class Lab {
   }
 
   planeWords() {
-    const what = `Data plane with ${LABELS[this.data].toLowerCase()}, and noise on its way there by `;
-    return what + MODES[this.mode];
+    const data = LABELS[this.data].toLowerCase();
+    return `Data plane with ${data}, and noise on its way there by ${MODES[this.mode]}`;
   }
 
   announce(words) {
@@ -1860,7 +1899,8 @@ class Lab {
 
   say() {
     if (performance.now() - (this.announced ?? -9999) < 4000) return;
-    const words = WORDS[this.situation()];
+    const found = WORDS[this.situation()];
+    const words = typeof found === 'string' ? found : found(this);
     if (this.$('says').innerHTML !== words) this.$('says').innerHTML = words;
   }
 
@@ -1919,14 +1959,18 @@ class Lab {
   }
 
   listMarks(answers) {
-    if (!answers) return this.$('marks').replaceChildren();
+    if (!answers) {
+      this.marks = null;
+      return this.$('marks').replaceChildren();
+    }
     const {exact} = answers, away = p => short(Math.hypot(p[0] - exact[0], p[1] - exact[1]));
     const rows = [['exact', `(${signed(exact[0])}, ${signed(exact[1])})`]];
     for (const name of ['walk', 'before', 'one'])
       if (answers[name]) rows.push([name, `${away(answers[name])} off`]);
     const {colors} = this;
-    this.$('marks').innerHTML = rows.map(([name, value]) =>
-      `<li>${glyph(name, colors)}<span>${MARKS[name].label}</span><span>${value}</span></li>`).join('');
+    const marks = rows.map(([name, value]) => `<li>${glyph(name, colors)}
+      <span>${MARKS[name].label}</span><span>${value}</span></li>`).join('');
+    if (marks !== this.marks) this.$('marks').innerHTML = this.marks = marks;
     if (this.sayHeld) {
       this.sayHeld = false;
       this.announce(rows.map(([name, value]) => `${MARKS[name].label}: ${value}`).join('; '));
@@ -1985,8 +2029,10 @@ const WORDS = {
   tightening: 'Now <i>r</i> comes up to <i>t</i>, and the one step opens up: each colour finds its '
     + 'own place. Pull the slider yourself, if you like.',
   held: 'Paused. Drag the point through the noise: where do its neighbours land?',
-  tightened: 'One step now does what took 35. Drag the point; look at <b>Two steps</b>; or '
-    + 'take something away below, start again, and see what breaks.',
+  tightened: ({measures: m}) => (m?.phase === 'tighten'
+    ? `One step now lands ${short(m.one.mean)} from the data; the walk of 35 evaluations, `
+      + `${short(m.walk.mean)}; one step of the denoiser, ${short(m.denoiser.mean)}. ` : '')
+    + 'Drag the point, or take something away below and tighten anew.',
   taken: 'Something is taken away. What does it do to the one step, and to the distance?',
 };
 
@@ -2055,7 +2101,7 @@ function between(states, flow, evenly) {
 }
 
 function drawCloud(g, width, lab) {
-  const states = lab.known('cloud', lab.noise, lab.fresh, 250), end = states.at(-1);
+  const states = lab.known('cloud', lab.noise, lab.fresh, {walk: 250}), end = states.at(-1);
   const at = between(states, lab.flow, lab.mode === 'walk'), {palette} = lab;
   const known = states.length > 1, size = Math.max(3.4, width / 125);
   g.globalAlpha = 0.85;
@@ -2082,7 +2128,7 @@ const LINE_POINTS = Float32Array.from(LINES.flat(2));
 const LINE_FRESH = new Float32Array(LINE_POINTS.length);
 
 function drawGrid(g, width, lab) {
-  const states = lab.known('grid', LINE_POINTS, LINE_FRESH, 500), end = states.at(-1);
+  const states = lab.known('grid', LINE_POINTS, LINE_FRESH, {walk: 500}), end = states.at(-1);
   const at = between(states, lab.flow, lab.mode === 'walk'), {palette} = lab;
   g.lineWidth = 1.6;
   let from = 0;
@@ -2100,7 +2146,8 @@ function drawGrid(g, width, lab) {
 
 // The marks: one shape and one colour for each answer
 const MARKS = {
-  exact: {label: 'exact answer', color: 'ink', path: 'M0-6.5A6.5 6.5 0 1 1 0 6.5A6.5 6.5 0 1 1 0-6.5Z'},
+  exact: {label: 'exact answer', color: 'ink',
+    path: 'M0-6.5A6.5 6.5 0 1 1 0 6.5A6.5 6.5 0 1 1 0-6.5Z'},
   walk: {label: 'walk', color: 'ink', hollow: true,
     path: 'M0-7A7 7 0 1 1 0 7A7 7 0 1 1 0-7Z'},
   before: {label: 'denoiser', color: 'before', path: 'M0-8.5L8.5 0L0 8.5L-8.5 0Z'},
@@ -2166,7 +2213,7 @@ const FIELD_FRESH = new Float32Array(FIELD_POINTS.length);
 
 function drawNoise(lab) {
   const [g, width] = fit(lab.$('noise')), {colors} = lab;
-  const ends = lab.known('field', FIELD_POINTS, FIELD_FRESH, 700);
+  const ends = lab.known('field', FIELD_POINTS, FIELD_FRESH, {walk: 700, jump: 120});
   g.imageSmoothingEnabled = true;
   g.drawImage(fieldPicture(lab, ends), 0, 0, width, width);
   const x = onNoise(lab.z[0], width), y = onNoise(-lab.z[1], width);
@@ -2181,6 +2228,8 @@ function drawNoise(lab) {
 
 function fieldPicture(lab, states) {
   const canvas = lab.fieldCanvas ??= new OffscreenCanvas(FIELD, FIELD), {palette} = lab;
+  if (lab.fieldOf?.states === states && lab.fieldOf.palette === palette) return canvas;
+  lab.fieldOf = {states, palette};
   const g = canvas.getContext('2d'), picture = g.createImageData(FIELD, FIELD);
   const ends = states.length > 1 ? states.at(-1) : FIELD_POINTS.map(v => v / 2);
   for (let k = 0; k < FIELD * FIELD; k++) {
@@ -2203,9 +2252,12 @@ function flowWords(lab) {
 function thumbnail(name) {
   if (name === 'drawn') return `<svg viewBox="-1.25 -1.25 2.5 2.5" aria-hidden="true"><path
     d="M-.75.8L-.62.3.5-.82.85-.47-.27.65Z" /></svg>`;
-  const points = PRESETS[name].points(), radius = Math.max(0.055, 1.6 * PRESETS[name].std), dots = [];
-  for (let i = 0; i < points.length; i += points.length > 100 ? 8 : 2)
-    dots.push(`<circle cx="${points[i].toFixed(2)}" cy="${(-points[i + 1]).toFixed(2)}" r="${radius}"/>`);
+  const {std, points} = PRESETS[name], list = points(), radius = Math.max(0.055, 1.6 * std);
+  const dots = [], skip = list.length > 100 && name !== 'checkerboard' ? 8 : 2;
+  for (let i = 0; i < list.length; i += skip) {
+    const [x, y] = [list[i], -list[i + 1]].map(v => v.toFixed(2));
+    dots.push(`<circle cx="${x}" cy="${y}" r="${radius}"/>`);
+  }
   return `<svg viewBox="-1.1 -1.1 2.2 2.2" aria-hidden="true">${dots.join('')}</svg>`;
 }
 
@@ -2223,15 +2275,18 @@ function chart(svg, height, {x: [x0, x1], y: [y0, y1], log = false}, right = 12)
   return {X, Y, width, height, left, right: width - right, top, bottom};
 }
 
-const line = (points, color, more = '') => `<polyline fill="none" stroke="${color}" stroke-width="2"
-  stroke-linejoin="round" points="${points.map(p => p.map(v => v.toFixed(1)).join()).join(' ')}" ${more}/>`;
+const corners = points => points.map(p => p.map(v => v.toFixed(1)).join()).join(' ');
+
+const line = (points, color, more = '') => `<polyline fill="none" stroke="${color}"
+  stroke-width="2" stroke-linejoin="round" points="${corners(points)}" ${more}/>`;
 
 const plain = v => String(v).replace(/^0/, '');
 const thousands = v => v >= 1000 ? `${+(v / 1000).toFixed(1)}k` : `${v}`;
 
 function axes(c, ys, xs, colors, name = String) {
   const rows = ys.map(v => `<line x1="${c.left}" x2="${c.right}" y1="${c.Y(v)}" y2="${c.Y(v)}"
-    stroke="${colors.line}"/><text x="${c.left - 6}" y="${c.Y(v) + 4}" text-anchor="end">${name(v)}</text>`);
+    stroke="${colors.line}"/>
+    <text x="${c.left - 6}" y="${c.Y(v) + 4}" text-anchor="end">${name(v)}</text>`);
   const columns = xs.map(v => `<text x="${c.X(v)}" y="${c.height - 4}"
     text-anchor="middle">${thousands(v)}</text>`);
   return rows.join('') + columns.join('');
@@ -2254,8 +2309,7 @@ function apart(labels, gap, top, bottom) {
 }
 
 function distanceChart(lab) {
-  const {history, measures, colors, news} = lab, svg = lab.$('distances');
-  const total = Math.max(16000, news ? lab.position(news.done) : 0);
+  const {history, measures, colors, total} = lab, svg = lab.$('distances');
   const c = chart(svg, 210, {x: [0, total], y: [0.01, 1], log: true}, 104);
   const parts = [axes(c, [0.01, 0.03, 0.1, 0.3, 1], [0, total], colors, short)], labels = [];
   if (measures) {
@@ -2284,37 +2338,45 @@ function distanceChart(lab) {
 }
 
 function band(items, c, color) {
-  const edge = (side, list) => list.map(([at, d]) => `${c.X(at).toFixed(1)},${c.Y(d[side]).toFixed(1)}`);
-  const around = [...edge('high', items), ...edge('low', [...items].reverse())];
-  return `<polygon points="${around.join(' ')}" fill="${color}" opacity=".16"/>`;
+  const edge = side => items.map(([at, d]) => [c.X(at), c.Y(d[side])]);
+  const around = [...edge('high'), ...edge('low').reverse()];
+  return `<polygon points="${corners(around)}" fill="${color}" opacity=".16"/>`;
 }
 
 // The residual of all pairs r < t, dark where the two answers disagree, and the pairs now asked
 function residualChart(lab) {
   const svg = lab.$('residuals'), {colors, measures} = lab, n = E.LEVELS.length;
-  const width = svg.clientWidth || 280, height = 196, left = 34, size = Math.min(width - left - 60, height - 26);
-  const cell = size / (n - 1), X = k => left + k * cell, Y = k => size - k * cell + 4;
+  const width = svg.clientWidth || 280, height = 196, left = 34;
+  const size = Math.min(width - left - 60, height - 26), cell = size / (n - 1);
+  const X = k => left + k * cell, Y = k => size - k * cell + 4;
   svg.setAttribute('viewBox', `0 0 ${width} ${height}`);
   svg.style.height = `${height}px`;
-  const parts = [];
+  const cells = [];
   for (let i = 1; i < n; i++) for (let j = 0; j < i; j++) {
     const value = measures?.residuals[i][j];
-    parts.push(`<rect x="${X(j)}" y="${Y(i)}" width="${cell + 0.4}" height="${cell + 0.4}"
+    cells.push(`<rect x="${X(j)}" y="${Y(i)}" width="${cell + 0.4}" height="${cell + 0.4}"
       fill="${value === undefined ? colors.faint : shade(value, lab.theme)}"/>`);
   }
-  const q = E.nearness(lab.stageShown()), edge = X(n - 1) + cell;
+  const q = E.nearness(lab.stageShown());
   const asked = E.LEVELS.slice(1).map(t => [X(levelPlace(q * t)), Y(levelPlace(t)) + cell]);
-  parts.push(line(asked, '#E69F00', 'style="stroke-width:3"'));
-  for (const t of [0.02, 1.26, 80]) parts.push(
-    `<text x="${left - 6}" y="${Y(levelPlace(t)) + cell + 4}" text-anchor="end">${t < 2 && t > 1 ? 't' : t}</text>`);
-  parts.push(`<text x="${left}" y="${size + 20}">0</text><text x="${X(n - 2)}" y="${size + 20}"
-    text-anchor="end">80</text><text x="${left + size / 2}" y="${size + 20}" text-anchor="middle">r</text>
-    <text x="${edge - 40}" y="${size - 24}"><tspan style="fill:#E69F00;font-weight:700">╱ </tspan>pairs asked</text>
-    <text x="${edge - 40}" y="${size - 8}">now</text>`);
-  svg.innerHTML = parts.join('');
-  const worst = measures ? Math.max(...measures.residuals.flat().filter(v => v >= 0)) : null;
-  svg.setAttribute('aria-label', 'Map of the residual over t and r'
-    + (worst === null ? ', nothing measured yet' : `, largest ${short(worst)}; asked now: r = ${q.toFixed(2)} t`));
+  svg.innerHTML = cells.join('') + line(asked, '#E69F00', 'style="stroke-width:3"')
+    + residualWords({left, size, cell, n});
+  const values = measures?.residuals.flat().filter(v => v >= 0) ?? [];
+  svg.setAttribute('aria-label', 'Map of the residual over t and r, ' + (values.length
+    ? `largest ${short(Math.max(...values))}; asked now: r = ${q.toFixed(2)} t`
+    : 'nothing measured yet'));
+}
+
+function residualWords({left, size, cell, n}) {
+  const low = size + 20, beside = left + (n - 1) * cell - 30;
+  const up = (y, words) => `<text x="${left - 6}" y="${y}" text-anchor="end">${words}</text>`;
+  return up(size + 4, '.02') + up(size / 2 + 8, 't') + up(16, '80')
+    + `<text x="${left}" y="${low}">0</text>
+      <text x="${left + size / 2}" y="${low}" text-anchor="middle">r</text>
+      <text x="${left + size}" y="${low}" text-anchor="end">80</text>
+      <text x="${beside}" y="${size - 24}">
+        <tspan style="fill:#E69F00;font-weight:700">╱ </tspan>pairs asked</text>
+      <text x="${beside}" y="${size - 8}">now</text>`;
 }
 
 // Where a level stands among LEVELS, between them too
@@ -2331,16 +2393,18 @@ function shade(value, theme) {
 }
 
 function lossChart(lab) {
-  const svg = lab.$('loss'), {colors, news} = lab, items = lab.history.loss.items;
-  const values = items.map(([, v]) => v).filter(v => v > 0);
-  const total = Math.max(16000, news ? lab.position(news.done) : 0);
+  const svg = lab.$('loss'), {colors, total} = lab;
+  const items = lab.history.loss.items.filter(([, loss]) => loss > 0);
+  const values = items.map(([, loss]) => loss), last = values.at(-1);
   const low = Math.min(1e-3, ...values), high = Math.max(1, ...values);
   const c = chart(svg, 96, {x: [0, total], y: [low, high], log: true}, 104);
-  const last = values.at(-1), end = last && Math.min(c.bottom, c.Y(last));
-  svg.innerHTML = axes(c, [high, low].map(v => Number(v.toPrecision(1))), [0, total], colors, plain)
-    + (values.length > 1 ? line(items.filter(([, v]) => v > 0).map(([x, v]) => [c.X(x), c.Y(v)]),
-      colors.soft, 'stroke-width="1.5"') : '')
-    + (last ? `<text x="${c.right + 6}" y="${end + 4}">${plain(Number(last.toPrecision(2)))}</text>` : '');
+  const rows = [high, low].map(v => Number(v.toPrecision(1)));
+  const parts = [axes(c, rows, [0, total], colors, plain)];
+  if (values.length > 1)
+    parts.push(line(items.map(([x, v]) => [c.X(x), c.Y(v)]), colors.soft));
+  if (last) parts.push(`<text x="${c.right + 6}" y="${Math.min(c.bottom, c.Y(last)) + 4}">
+    ${plain(Number(last.toPrecision(2)))}</text>`);
+  svg.innerHTML = parts.join('');
   svg.setAttribute('aria-label', last ? `Loss, now ${last.toPrecision(2)}` : 'Loss: nothing yet');
 }
 
