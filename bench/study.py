@@ -1,11 +1,14 @@
 """Try settings of the shipped start and of 00's recipe; each trial appends a line to
 bench/study.jsonl, and `table` writes bench/study.md from it.
 
-usage: python bench/study.py start "model_channels=48, channel_mult=(1, 2), lr=2e-3" --kimg 60
-python bench/study.py tune "batch=16, lr=2e-3" --seeds 0 1 2 python bench/study.py agree --seeds 0
---precisions float32 bfloat16 --folder runs/agree python bench/study.py table
+usage:
+python bench/study.py start "model_channels=48, channel_mult=(1, 2), lr=2e-3" --kimg 60
+python bench/study.py tune "batch=16, lr=2e-3" --seeds 0 1 2 [--start FILE] [--share 0.43]
+python bench/study.py agree --seeds 0 --precisions float32 bfloat16 --folder runs/agree
+python bench/study.py table
 
-`agree` asks why this study and data/atlas differ for the same recipe: it trains the recipe of 00 in
+`--share S` lets a recipe run as long as S of the processor time that 24,000 pictures of the first
+recipe of 00 take (`FIRST`), by the clock of steps taken in turns on the same machine. `agree` asks why this study and data/atlas differ for the same recipe: it trains the recipe of 00 in
 each arithmetic and lets both judges look at the same weights, `metrics.measure` with several
 noises. Stopped, it goes on."""
 
@@ -20,15 +23,16 @@ from ect_nb.diffusion import Precond, denoising_loss, heun, karras_times
 from ect_nb.io import data, weights
 from ect_nb.measure import features, metrics
 from ect_nb.measure.features import quantise
-from ect_nb.networks import UNet
+from ect_nb.networks import UNet, classes_of
 from ect_nb.objectives import ECT
-from ect_nb.sampling import sample
+from ect_nb.sampling import sample, told
 from ect_nb.schedules import ConstantMapping, LogNormal, SigmoidMapping, Stages
 from ect_nb.training.config import Config, changed
 from ect_nb.training.loop import train
 from ect_nb.training.runs import checksum
-from ect_nb.training.speed import fast_precisions
+from ect_nb.training.speed import fast_precisions, flops
 from pathlib import Path
+from second_eye import second_eye
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -41,6 +45,7 @@ NETWORK = dict(
     channel_mult=(1, 3),
     num_blocks=1,
     attention=(7,),
+    label_dim=0,
 )
 START = dict(batch=64, lr=1e-3, warmup_kimg=5, ema=0.999, precision="auto")
 RECIPE = Config(
@@ -119,6 +124,10 @@ class Judge:
     def __init__(self, wardrobe, n):
         self.eye, self.n = features.small_features(), n
         self.target = metrics.reference(wardrobe, self.eye)
+        self.others = [
+            (eye, metrics.reference(wardrobe, eye))
+            for eye in (second_eye(), features.random_features(channels=1))
+        ]
         self.z = torch.randn(n, 1, 28, 28, generator=torch.Generator().manual_seed(7))
 
     def __call__(self, draw):
@@ -133,10 +142,18 @@ class Judge:
         return round(metrics.distance(metrics.features(self.eye, x), self.target).value, 2)
 
     def few(self, model):
-        "One step, and two at each of `TIMES`."
-        return {"one": self(lambda z: sample(model, z))} | {
-            f"two at {t}": self(lambda z: _two(model, z, t)) for t in TIMES
-        }
+        "One step, and two at each of `TIMES`, with every further pair of eyes."
+        ways = {"one": (80.0,)} | {f"two at {t}": (80.0, t) for t in TIMES}
+        found = {}
+        for name, times in ways.items():
+            x = quantise(
+                self.drawn(lambda z: sample(model, z, times, torch.Generator().manual_seed(4)))
+            )
+            found[name] = self.of(x)
+            for eye, target in self.others:
+                value = metrics.distance(metrics.features(eye, x), target).value
+                found[f"{name}, {eye.name}"] = float(f"{value:.3g}")
+        return found
 
     def same(self, start, model, n=250, t=0.6):
         """The share of `n` noises from which one and two steps of `model` draw the garment, by the
@@ -170,14 +187,16 @@ def trial_start(text, wardrobe, kimg, seed):
     ):
         pass
     cost = time.process_time() - began
-    test = data.load("fashion_mnist_20k", split="test").batch(torch.arange(2000))
+    unseen = data.load("fashion_mnist_20k", split="test")
+    test, classes = unseen.batch(torch.arange(2000)), classes_of(p.ema)
+    labels = [dict(labels=l) if classes else {} for l in unseen.labels.split(250)]
     g = torch.Generator().manual_seed(0)
     t, eps = LogNormal(-1.2, 1.2).sample(2000, g), torch.randn(test.shape, generator=g)
     with torch.no_grad():
         loss = torch.cat(
             [
-                denoising_loss(p.ema, x, s, e)
-                for x, s, e in zip(test.split(250), t.split(250), eps.split(250))
+                denoising_loss(p.ema, x, s, e, **how)
+                for x, s, e, how in zip(test.split(250), t.split(250), eps.split(250), labels)
             ]
         ).mean()
     size = sum(a.numel() for a in model.parameters())
@@ -189,15 +208,43 @@ def trial_start(text, wardrobe, kimg, seed):
         kimg=p.images / 1000,
         cpu_seconds=round(cost),
         test_loss=round(float(loss), 2),
-        heun=Judge(wardrobe, 500)(lambda z: heun(p.ema, z, karras_times(18))),
+        heun=Judge(wardrobe, 500)(lambda z: heun(told(p.ema), z, karras_times(18))),
         n=500,
     )
 
 
-def trial_tune(text, wardrobe, start, seed, judge, same=False):
-    """Tune the start; distances after one and two steps, and whether the garments are still the
-    same."""
+def turns(models, wardrobe, configs, rounds=12):
+    """Processor seconds a picture of each of the recipes `configs` for its model, steps taken in
+    turns so that all meet the same machine: the median over `rounds`."""
+    runs = [train(m, wardrobe, changed(c, kimg=4, seed=1)) for m, c in zip(models, configs)]
+    spent = [[] for _ in runs]
+    for _ in range(rounds):
+        for run, seconds, c in zip(runs, spent, configs):
+            began = time.process_time()
+            next(run)
+            seconds.append((time.process_time() - began) / c.batch)
+    for run in runs:
+        run.close()
+    return [float(torch.tensor(s[2:]).median()) for s in spent]
+
+
+def first_recipe():
+    "The network and recipe that 00 had first: what the clock of `--share` is set by."
+    text = "kimg=24, batch=16, lr=2e-3, decay='linear'"
+    start = weights.load(data.find("fashion_mnist_diffusion.safetensors"))
+    return start, changed(RECIPE, **settings(text))
+
+
+def trial_tune(text, wardrobe, start, seed, judge, same=False, share=None):
+    """Tune the start; distances after one and two steps, whether the garments are still the same,
+    and the cost: operations of a pass, processor seconds, and the share of what the first recipe
+    takes, which decides the length of the run if `share` is given."""
     config = changed(RECIPE, **settings(text) | dict(seed=seed))
+    first, recipe = first_recipe()
+    pace, was = turns([start, first], wardrobe, [config, recipe])
+    if share:
+        config = changed(config, kimg=round(share * recipe.kimg * was / pace, 1))
+    began = time.process_time()
     for p in train(start, wardrobe, config):
         pass
     write(
@@ -207,10 +254,13 @@ def trial_tune(text, wardrobe, start, seed, judge, same=False):
         start=checksum(start.state_dict()),
         kimg=config.kimg,
         steps=p.step,
+        mflop=round(flops(start, (1, 28, 28)) / 1e6),
+        cpu_seconds=round(time.process_time() - began),
+        share=round(config.kimg * pace / (recipe.kimg * was), 3),
         seconds=round(p.seconds),
         precision=p.precision,
         n=judge.n,
-        **judge.few(p.ema),
+        **judge.few(told(p.ema)),
         **(judge.same(start, p.ema) if same else {}),
     )
 
@@ -329,6 +379,9 @@ def main():
         "--kimg", type=float, default=60, help="pictures of a start's trial, in thousands"
     )
     args.add_argument("--seeds", type=int, nargs="+", default=[0])
+    args.add_argument(
+        "--share", type=float, help="length of the run, as a share of the first recipe's time"
+    )
     args.add_argument("--start", help="another file than the shipped start")
     args.add_argument(
         "--same", action="store_true", help="also count the garments that stay what Heun draws"
@@ -360,15 +413,15 @@ def main():
             study="untuned",
             start=checksum(start.state_dict()),
             n=judge.n,
-            heun=judge(lambda z: heun(start, z, karras_times(18))),
-            **judge.few(start),
+            heun=judge(lambda z: heun(told(start), z, karras_times(18))),
+            **judge.few(told(start)),
         )
     for precision in args.precisions if args.study == "agree" else []:
         for seed in args.seeds:
             trial_agree(precision, wardrobe, start, seed, judge, args.folder)
     for text in args.settings:
         for seed in args.seeds:
-            trial_tune(text, wardrobe, start, seed, judge, args.same)
+            trial_tune(text, wardrobe, start, seed, judge, args.same, args.share)
 
 
 if __name__ == "__main__":
