@@ -87,19 +87,15 @@ def begun(args):
 
 
 def labelled(model, classes=10):
-    """`model` with a network that is told one of `classes`; a layer that had no labels begins with
-    zeros, so that it answers as before."""
+    """The weights of `model` in a network that is told one of `classes`; what is new begins at
+    random. (With zeros the class stayed without effect for 16,000 pictures.)"""
     network = next(m for m in model.modules() if isinstance(m, UNet))
     if network.config["label_dim"]:
         return model
-    new_model = Precond(
-        UNet(**network.config | dict(label_dim=classes)), sigma_data=model.sigma_data
-    )
-    layer = next(m for m in new_model.modules() if isinstance(m, UNet)).map_label
-    new = {k for k, v in new_model.named_parameters() if v is layer.weight or v is layer.bias}
-    state = {k: torch.zeros_like(v) for k, v in new_model.state_dict().items() if k in new}
-    new_model.load_state_dict(model.state_dict() | state)
-    return new_model
+    wanted = network.config | dict(label_dim=classes)
+    new = Precond(UNet(**wanted), sigma_data=model.sigma_data)
+    new.load_state_dict(model.state_dict(), strict=False)
+    return new
 
 
 def ship(args):

@@ -78,9 +78,7 @@ def long(folder, device, minutes=None):
         if max(RunFolder(folder / name).snapshots(), default=0) >= kimg:
             continue
         config, left = changed(LONG, kimg=kimg, seed=seed), max(0.0, end - time.monotonic())
-        run = train(
-            begin(init, seed), wardrobe, config, folder / name, device, time_limit=left
-        )
+        run = train(begin(init, seed), wardrobe, config, folder / name, device, time_limit=left)
         for p in run:
             pass
         print(f"{name}: {p.kimg:g} of {kimg} thousand pictures", flush=True)
