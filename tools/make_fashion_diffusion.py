@@ -1,15 +1,24 @@
 """Train the small diffusion model of Fashion-MNIST that the kit ships; write it to
 data/fashion_mnist_diffusion.safetensors, with samples beside it (.png).
 
-usage: python tools/make_fashion_diffusion.py --kimg 400 a start from nothing python
-tools/make_fashion_diffusion.py --kimg 360 --lr 7e-4 --init FILE --folder runs/longer a second
-helping for the weights in FILE Resumable: the same command goes on where it stopped."""
+usage:
+python tools/make_fashion_diffusion.py --kimg 400
+    a start from nothing
+python tools/make_fashion_diffusion.py --kimg 360 --lr 7e-4 --init FILE --folder runs/longer
+    a second helping for the weights in FILE
+python tools/make_fashion_diffusion.py --labels --kimg 60 --batch 32 --init FILE --folder runs/told
+    the same network told the class of each garment, from FILE or from nothing; written to
+    data/fashion_mnist_labelled.safetensors
+
+Resumable: the same command goes on where it stopped. --minutes M: stop after that long; --ship:
+write the newest snapshot and train nothing."""
 
 import argparse
 import torch
 from ect_nb.diffusion import Precond, heun, karras_times
 from ect_nb.io import data, weights
 from ect_nb.networks import UNet
+from ect_nb.sampling import told
 from ect_nb.show.pictures import tile
 from ect_nb.training.config import Config
 from ect_nb.training.loop import train
@@ -33,25 +42,60 @@ def main():
     args.add_argument("--kimg", type=float, default=600)
     args.add_argument("--lr", type=float, default=1e-3)
     args.add_argument("--init", help="weights to start from, a file that this tool wrote")
+    args.add_argument("--labels", action="store_true", help="tell the network the classes")
+    args.add_argument("--batch", type=int, default=64)
+    args.add_argument("--ema", type=float, default=0.9995)
+    args.add_argument("--warmup", type=float, default=5, help="thousand pictures")
+    args.add_argument("--snapshot", type=int, default=100, help="thousand pictures")
+    args.add_argument("--minutes", type=float, help="stop after so many, and go on another time")
+    args.add_argument("--ship", action="store_true", help="write the newest snapshot, no more")
     args.add_argument("--folder", default="runs/fashion-start")
     args.add_argument("--precision", default="auto")
     args.add_argument("--device", default="cpu")
     args = args.parse_args()
-    torch.manual_seed(0)
-    model = weights.load(args.init) if args.init else Precond(UNet(**NETWORK), sigma_data=0.5)
+    limit = None if args.minutes is None else 60 * args.minutes
+    if not args.ship:
+        progress(args, limit)
+        if max(RunFolder(args.folder).snapshots(), default=0) < int(args.kimg):
+            return print("not done yet: the same command goes on")
+    ship(args)
+
+
+def progress(args, limit):
+    "Train until the end or the `limit` in seconds, with a bar."
     config = Config.diffusion(
         kimg=args.kimg,
-        batch=64,
+        batch=args.batch,
         lr=args.lr,
-        warmup_kimg=5,
-        ema=0.9995,
+        warmup_kimg=args.warmup,
+        ema=args.ema,
         precision=args.precision,
-        snapshot_kimg=100,
+        snapshot_kimg=args.snapshot,
     )
+    pictures = data.load("fashion_mnist_20k")
+    run = train(begun(args), pictures, config, args.folder, args.device, time_limit=limit)
     bar = tqdm(total=args.kimg, unit="kimg", mininterval=30)
-    for p in train(model, data.load("fashion_mnist_20k"), config, args.folder, args.device):
+    for p in run:
         bar.update(p.kimg - bar.n)
-    ship(args)
+
+
+def begun(args):
+    "The network before its first step."
+    torch.manual_seed(0)
+    model = weights.load(args.init) if args.init else Precond(UNet(**NETWORK), sigma_data=0.5)
+    return labelled(model) if args.labels else model
+
+
+def labelled(model, classes=10):
+    """The weights of `model` in a network that is told one of `classes`; what is new begins at
+    random. (With zeros the class stayed without effect for 16,000 pictures.)"""
+    network = next(m for m in model.modules() if isinstance(m, UNet))
+    if network.config["label_dim"]:
+        return model
+    wanted = network.config | dict(label_dim=classes)
+    new = Precond(UNet(**wanted), sigma_data=model.sigma_data)
+    new.load_state_dict(model.state_dict(), strict=False)
+    return new
 
 
 def ship(args):
@@ -59,8 +103,11 @@ def ship(args):
     folder = RunFolder(args.folder)
     losses = [r["value"] for r in folder.records() if r["metric"] == "loss"]
     kimg, path = list(folder.snapshots().items())[-1]
+    said = dict(kimg=args.kimg, lr=args.lr, batch=args.batch, ema=args.ema, warmup=args.warmup)
     facts = weights.header(path)["provenance"] | dict(
-        command=f"python tools/make_fashion_diffusion.py --kimg {args.kimg:g} --lr {args.lr:g}"
+        command="python tools/make_fashion_diffusion.py "
+        + " ".join(f"--{k} {v:g}" for k, v in said.items())
+        + " --labels" * args.labels
         + " --init FILE" * bool(args.init),
         loss=round(sum(losses[-10:]) / len(losses[-10:]), 2),
         data="fashion_mnist_20k",
@@ -68,7 +115,8 @@ def ship(args):
     )
     if args.init:
         facts |= dict(init=weights.header(args.init)["provenance"])
-    out = Path(__file__).parents[1] / "data" / "fashion_mnist_diffusion.safetensors"
+    name = "fashion_mnist_labelled" if args.labels else "fashion_mnist_diffusion"
+    out = Path(__file__).parents[1] / "data" / f"{name}.safetensors"
     weights.save(weights.load(path), out, dtype=torch.float16, **facts)
     show(out)
 
@@ -78,7 +126,7 @@ def show(path):
     from PIL import Image
 
     z = torch.randn(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    sheet = tile(heun(weights.load(path), z, karras_times(18)), ncol=16)[:, :, 0]
+    sheet = tile(heun(told(weights.load(path)), z, karras_times(18)), ncol=16)[:, :, 0]
     Image.fromarray(sheet).save(path.with_suffix(".png"))
 
 

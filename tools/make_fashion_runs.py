@@ -2,17 +2,26 @@
 diffusion model and from scratch, three seeds each. Stopped, it continues.
 
 usage: python tools/make_fashion_runs.py [--inits diffusion scratch] [--seeds 0 1 2] [--kimg 24]
-[--device cpu] [--folder runs]"""
+[--device cpu] [--folder runs]
+
+`--long` asks what an hour and a night buy: the recipe of `LONG`, every budget of `BUDGETS` in turn,
+seed 0 to the last of them, seeds 1 and 2 and consistency training from scratch (seeds 0, 1 and 2)
+to 250 thousand pictures. A run has all budgets on its way, so its learning rate falls with the root
+of the pictures seen instead of towards an end. `--long --minutes M` stops after M minutes; the same
+command goes on to the bit."""
 
 import argparse
+import math
+import time
 import torch
 from ect_nb.diffusion import Precond
 from ect_nb.io import data, weights
 from ect_nb.networks import UNet
 from ect_nb.objectives import ECT
 from ect_nb.schedules import Stages
-from ect_nb.training.config import Config
+from ect_nb.training.config import Config, changed
 from ect_nb.training.loop import train
+from ect_nb.training.runs import RunFolder
 from pathlib import Path
 from tqdm import tqdm
 
@@ -24,6 +33,18 @@ NETWORK = dict(
     channel_mult=(1, 3),
     num_blocks=1,
     attention=(7,),
+)
+BUDGETS = (1, 2, 4, 8, 16, 32, 64, 125, 250, 500, 1000)
+LONG = Config(
+    batch=32,
+    optimizer="Muon",
+    lr=2.5e-3,
+    decay="inverse_sqrt",
+    decay_kimg=8,
+    ema=0.99,
+    objective=ECT(c=0.03),
+    stages=Stages(start=3),
+    precision="auto",
 )
 
 
@@ -37,6 +58,34 @@ def begin(init, seed):
     )
 
 
+def plan(budgets=BUDGETS, most=250):
+    "(budget, init, seed), short budgets first; seed 0 from the diffusion model goes to the end."
+    return [
+        (kimg, init, seed)
+        for kimg in budgets
+        for seed in (0, 1, 2)
+        for init in ("diffusion", "scratch")
+        if kimg <= most or (init, seed) == ("diffusion", 0)
+    ]
+
+
+def long(folder, device, minutes=None):
+    "Bring every run of `plan` to its next budget, until all are there or the time is over."
+    wardrobe = data.load("fashion_mnist_20k")
+    end = time.monotonic() + (math.inf if minutes is None else 60 * minutes)
+    for kimg, init, seed in plan():
+        name = f"long-{'ect' if init == 'diffusion' else 'scratch'}-seed{seed}"
+        if max(RunFolder(folder / name).snapshots(), default=0) >= kimg:
+            continue
+        config, left = changed(LONG, kimg=kimg, seed=seed), max(0.0, end - time.monotonic())
+        run = train(begin(init, seed), wardrobe, config, folder / name, device, time_limit=left)
+        for p in run:
+            pass
+        print(f"{name}: {p.kimg:g} of {kimg} thousand pictures", flush=True)
+        if time.monotonic() > end:
+            return print("the time is over: the same command goes on")
+
+
 def main():
     args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     args.add_argument(
@@ -46,7 +95,11 @@ def main():
     args.add_argument("--kimg", type=float, default=24)
     args.add_argument("--folder", type=Path, default=Path("runs"))
     args.add_argument("--device", default="cpu")
+    args.add_argument("--long", action="store_true", help="what an hour and a night buy")
+    args.add_argument("--minutes", type=float, help="with --long: stop after so many")
     args = args.parse_args()
+    if args.long:
+        return long(args.folder, args.device, args.minutes)
     wardrobe = data.load("fashion_mnist_20k")
     for seed in args.seeds:
         for init in args.inits:

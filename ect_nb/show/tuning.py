@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 import torch
-from ..sampling import sample
+from ..sampling import sample, told
 from .panels import background, buttons, complaint, guard, in_rows, readout_html
 from .pictures import COLORS, draw_png, draw_sheet, image_html, images_figure, tile
 from ..training.loop import train
@@ -87,7 +87,7 @@ def look(self: Tuning):
 def glance(self: Tuning):
     "Sample from the fixed noise, for `latest` alone."
     if self.latest is None or self.latest[0] != self.images:
-        self.latest = self.images, sample(self.model, self.noise).cpu()
+        self.latest = self.images, sample(told(self.model), self.noise).cpu()
 
 # %% ../../nbs/inside/tuning.ipynb #d5729da1
 @patch

@@ -18,7 +18,7 @@ import zlib
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from ..objectives import ECT, Denoising, Objective
 from ..schedules import Stages
-from .speed import PRECISIONS
+from .speed import OPTIMIZERS, PRECISIONS
 from fastcore.basics import patch
 from functools import partial
 
@@ -28,8 +28,8 @@ class Config:
     """The settings of a run: `objective`, what the network is trained towards, and how.
 
     `kimg` thousand pictures in batches of `batch`, each in `accumulate` parts; `stages` of the
-    objective; `optimizer` of torch.optim; learning rate `lr` after `warmup_kimg`, then `decay`, one
-    of `DECAYS`, with `decay_kimg`; `ema` per step, ramped up from scratch if `ema_rampup`;
+    objective; `optimizer` of torch.optim, or Muon; learning rate `lr` after `warmup_kimg`, then
+    `decay`, one of `DECAYS`, with `decay_kimg`; `ema` per step, ramped up if `ema_rampup`;
     `precision` of the network's body, one of `PRECISIONS` or auto; `compile` the network and keep
     it `channels_last` (see `speed`); EMA weights are kept every `snapshot_kimg`, the state every
     `state_seconds`. `Config()` is ECT as released for CIFAR-10, but for a short budget."""
@@ -129,7 +129,7 @@ def _check_names(config):
     "ValueError for a name that is none of those there are."
     optimizers = sorted(
         name
-        for name, kind in vars(torch.optim).items()
+        for name, kind in (vars(torch.optim) | OPTIMIZERS).items()
         if isinstance(kind, type)
         and {"betas", "foreach"} <= set(inspect.signature(kind).parameters)
     )
