@@ -122,6 +122,7 @@ def test_a_run_on_cuda_has_the_numbers_of_the_cpu_within_rounding():
 
 MADE = "randn rand arange tensor zeros ones full empty linspace logspace from_numpy randint".split()
 CROSSES = "to copy_ __getitem__ __setitem__ __set__ __get__ cpu tolist item index_put_".split()
+CROSSES += ["_has_compatible_shallow_copy_type"]
 
 
 class Elsewhere(TorchFunctionMode):
@@ -141,7 +142,7 @@ class Elsewhere(TorchFunctionMode):
         kwargs, name = dict(kwargs or {}), getattr(f, "__name__", "")
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         there = [x for x in given if x in self.there]
-        if f is torch.device:  # a name is no move
+        if f is torch.device or name == "_parse_to":  # a name is no move
             return f(*args, **kwargs)
         if f == torch.Tensor.device.__get__ and there:
             return torch.device("cuda")
@@ -171,7 +172,11 @@ def elsewhere(two_gpus, monkeypatch):
     here = lambda seed, stream, step, device="cpu", part=0: dice(seed, stream, step, "cpu", part)
     monkeypatch.setattr("ect_nb.training.loop.dice", here)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda *_: torch.get_rng_state())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: None)
     monkeypatch.setattr("ect_nb.training.loop.fast_precisions", lambda device: [])
+    health = "_accelerator_graph_capture_health_check"
+    monkeypatch.setattr(torch.optim.Optimizer, health, lambda self: None, raising=False)
     with Elsewhere() as mode:
         yield mode
 

@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from PIL import Image
 from pathlib import Path
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 ENV = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", ECT_NB_DEVICE="cpu")

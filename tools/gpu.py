@@ -108,9 +108,7 @@ def tests(job):
         began = time.monotonic()
         try:
             limit = max(1, job.left - 5)
-            done = subprocess.run(
-                command, cwd=ROOT, capture_output=True, text=True, timeout=limit
-            )
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
         except subprocess.TimeoutExpired:
             raise Late from None
         said = (done.stdout.strip().splitlines() or [done.stderr.strip()])[-1]
