@@ -42,7 +42,8 @@ drawn by torch. *Ratio* is the time of the plain step over that of the kit's in 
 median [quartiles]; above 1 the kit is faster. MFU counts the passes that the step needs (3 + the
 share of rows with r > 0), over the published peak of the device in that arithmetic.
 Lines of a CPU are from a machine that had much other work at the time: their spread says how little
-they settle.
+they settle. The line below 1 was taken with channels last, which is for tensor cores and off on a
+CPU since; stage 3 without it is still owed (`python bench/step.py full --stages 3`).
 {owed}"""
 
 

@@ -1294,6 +1294,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'ect_nb.training.loop._own_dice': ('inside/trainer.html#_own_dice', 'ect_nb/training/loop.py'),
                                       'ect_nb.training.loop._place': ('inside/trainer.html#_place', 'ect_nb/training/loop.py'),
                                       'ect_nb.training.loop._progress': ('inside/trainer.html#_progress', 'ect_nb/training/loop.py'),
+                                      'ect_nb.training.loop._put_back': ('inside/trainer.html#_put_back', 'ect_nb/training/loop.py'),
                                       'ect_nb.training.loop._raise': ('inside/trainer.html#_raise', 'ect_nb/training/loop.py'),
                                       'ect_nb.training.loop._restore': ('inside/trainer.html#_restore', 'ect_nb/training/loop.py'),
                                       'ect_nb.training.loop._save': ('inside/trainer.html#_save', 'ect_nb/training/loop.py'),

@@ -37,8 +37,9 @@ def command(home, out, runs, *more):
 
 
 def call(home, out="out", runs="runs", *more):
+    env = ENV | dict(ECT_NB_CACHE=str(home / "cache"))
     done = subprocess.run(
-        command(home, out, runs, *more), cwd=home, env=ENV, capture_output=True, text=True
+        command(home, out, runs, *more), cwd=home, env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -46,8 +47,9 @@ def call(home, out="out", runs="runs", *more):
 
 def killed(home, when, how):
     "Begin, and send the signal `how` as soon as `when()`."
+    env = ENV | dict(ECT_NB_CACHE=str(home / "cache"))
     process = subprocess.Popen(
-        command(home, "out", "runs"), cwd=home, env=ENV, stdout=subprocess.DEVNULL
+        command(home, "out", "runs"), cwd=home, env=env, stdout=subprocess.DEVNULL
     )
     while process.poll() is None and not when():
         time.sleep(0.02)

@@ -177,8 +177,8 @@ def phases(job):
     first = replace(first, snapshot_kimg=0, state_seconds=20.0)
     second = replace(second, kimg=kimg, snapshot_kimg=int(kimg / SNAPSHOTS), state_seconds=20.0)
     if job.scale < 1:
-        first = replace(first, batch=16, state_seconds=0.0)
-        second = replace(second, batch=64, state_seconds=0.0)
+        first = replace(first, batch=16, state_seconds=0.3)
+        second = replace(second, batch=64, state_seconds=0.3)
     return preset, first, second
 
 
@@ -343,7 +343,7 @@ def fashion(job):
         warmup_kimg=kimg / 50,
         ema=0.9998 if whole else 0.99,
         precision="auto",
-        state_seconds=20.0 if whole else 0.0,
+        state_seconds=20.0 if whole else 0.3,
     )
     pictures = data.load("fashion_mnist_20k").to(job.device)
     file = trained(job, "fashion-start", fresh, pictures, config)

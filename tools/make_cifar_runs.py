@@ -5,7 +5,8 @@ continues.
 usage: ECT_NB_DATA=folder python tools/make_cifar_runs.py [--preset small] [--seeds 0] [--device
 cuda] [--folder runs] [--n 2000] [--hours 0.15] [--scale 1] [--inception] [--out data]
 
-On a data-centre GPU: --preset small --device cuda, again until it says that all is done. `--hours`
+On a data-centre GPU: --preset small, again until it says that all is done; on a CPU: --preset cpu,
+a night of one core. `--hours`
 ends the call after so long, for machines that are lent by the minute; `--scale 0.001` tries
 everything with a thousandth of the pictures. Then `python tools/make_atlas.py --pack` packs what
 was measured into data/atlas."""
@@ -13,6 +14,7 @@ was measured into data/atlas."""
 import argparse
 import time
 import torch
+from ect_nb.devices import device
 from ect_nb.io import data, weights
 from ect_nb.measure import features
 from ect_nb.measure.atlas import TIMES, survey, survey_walk
@@ -28,7 +30,7 @@ def main():
     args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     args.add_argument("--preset", default="small", choices=["small", "cpu"])
     args.add_argument("--seeds", type=int, nargs="+", default=[0])
-    args.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args.add_argument("--device", help="default: the fastest there is")
     args.add_argument("--folder", type=Path, default=Path("runs"))
     args.add_argument("--n", type=int, default=2000, help="samples for each distance")
     args.add_argument("--hours", type=float, help="end this call after so long")
@@ -43,6 +45,7 @@ def main():
     )
     args.add_argument("--out", type=Path, default=HERE.parent / "data")
     args = args.parse_args()
+    args.device = device(args.device)
     pictures, preset, began = (
         data.load("cifar10"),
         scaled(PRESETS[args.preset], args.scale),

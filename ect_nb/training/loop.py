@@ -121,10 +121,15 @@ def _own_dice(model, seed, device):
     if shares_dropout(model):
         yield
     else:
-        devices = [device] if device.type in ("cuda", "mps") else []
-        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        with _put_back(device):
             torch.manual_seed(seed)
             yield
+
+
+def _put_back(device):
+    "A context after which the generators of the host and of this one `device` stand as before."
+    devices = [device] if device.type in ("cuda", "mps") else []
+    return torch.random.fork_rng(devices, device_type=device.type if devices else "cuda")
 
 # %% ../../nbs/inside/trainer.ipynb #42b66a9a
 def _gradients(run):
@@ -385,7 +390,7 @@ def try_once(run):
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
-        with torch.random.fork_rng([] if run.device.type == "cpu" else None):
+        with _put_back(run.device):
             _try_loss(c, model, x0, kw)
     finally:
         for m, training in modes:

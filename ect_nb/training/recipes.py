@@ -183,6 +183,7 @@ _CPU = dict(
     label_dim=10,
 )
 
+# %% ../../nbs/workshop/cifar10.ipynb #5017ed02
 _OWN_CPU = Preset(
     "cpu",
     "the same on one core, told the class",
