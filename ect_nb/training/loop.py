@@ -125,7 +125,7 @@ def _own_dice(model, seed, device):
             torch.manual_seed(seed)
             yield
 
-
+# %% ../../nbs/inside/trainer.ipynb #aa554d78
 def _put_back(device):
     "A context after which the generators of the host and of this one `device` stand as before."
     devices = [device] if device.type in ("cuda", "mps") else []
