@@ -148,7 +148,8 @@ def test_one_step_in_chromium_is_torchs(visit, plain):
 
 
 def test_from_a_drawn_shape_to_one_step(visit):
-    "Drawn by mouse, learnt, tightened: in a minute on a machine that does nothing else."
+    """Drawn by mouse, learnt, tightened. How long that took, and how many pictures a second were
+    seen meanwhile, is written to drawn.json with the load, and not judged."""
     page = visit()
     pick(page, "Your own")
     assert part(page, "learn").is_disabled()
@@ -175,8 +176,6 @@ def test_from_a_drawn_shape_to_one_step(visit):
     (PICTURES / "drawn.json").write_text(json.dumps(facts, indent=1))
     assert found["one"]["mean"] < 0.35 * found["before"]["mean"]
     assert found["one"]["mean"] < found["floor"]["mean"] + 0.06
-    assert seconds < 60 * max(1, load)
-    assert busy * max(1, load) > 30
 
 
 def rate(page, frames=40):
