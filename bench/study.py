@@ -70,8 +70,8 @@ FID), `one` and `two at t` are one and two evaluations with the
 intermediate time t. What a line does not name is as in `START`, `NETWORK` and `RECIPE` in
 `study.py`. `start` is the checksum of the weights tuned: 11de3533 is the start after 400 thousand
 pictures, ef1bc598 the shipped one after 16 thousand more with labels that it did not learn to use
-(not kept), 3182628c the shipped one. Most lines are one seed: differences of a tenth say little; seconds were
-taken on a machine shared with other work.
+(not kept), 3182628c the shipped one. Most lines are one seed: differences of a tenth say little;
+seconds were taken on a machine shared with other work.
 
 **Two numbers for one recipe, and why.** Until 2026-11-27 this study gave the classifier what the
 network gave, and wrote 15.8, 17.0 and 16.5 for the recipe of 00 in one evaluation
