@@ -92,6 +92,13 @@ RAdam with batches of 16, the first recipe of 00. `share` is the processor time 
 the first recipe (24,000 pictures), by the clock of steps taken in turns in the same process: .43 is
 60 s where the whole takes 2.3 minutes. `second_eye_48` and `random_64_seed0` are the same distances
 in features that neither training nor choice has seen.
+At that share the two seeds of Muon that were finished have 22.3 and 24.8 in one evaluation and 12.8
+and 18.4 in two (at 2.5), where RAdam has 30.1 and 10.4 (one seed, at a share of .46). In one
+evaluation Muon is ahead by the classifier that chose it and in random features, and level in the
+second eye (55 and 59 against 58); in two it is behind in both classifiers, ahead in random
+features. The order does not hold in every pair of eyes, and neither reaches 20 in one *and* 12 in
+two: 00 keeps its recipe. RAdam with steps weighed by 1 + t shows the same trade at 6,000 pictures,
+28.8 and 24.8: what the high levels gain in a short run, the low ones lose.
 
 Tried in short: one seed, 6,000 pictures (a quarter of the first recipe), one and two evaluations at
 2.5. RAdam as at first has 46.99 and 12.77. **These lines are rough:** the labels of the fifth point

@@ -36,9 +36,8 @@ NETWORK = dict(
 )
 BUDGETS = (1, 2, 4, 8, 16, 32, 64, 125, 250, 500, 1000)
 LONG = Config(
-    batch=32,
-    optimizer="Muon",
-    lr=2.5e-3,
+    batch=16,
+    lr=2e-3,
     decay="inverse_sqrt",
     decay_kimg=8,
     ema=0.99,
