@@ -441,8 +441,7 @@ class UNet(nn.Module):
     small pictures cheap. `labels` (B,) class numbers or (B, label_dim) one-hot, `augment` (B,
     augment_dim). `body` is the dtype of all but the embedding. `embedding` "fourier", `encoder`
     "residual", `resample` (1, 3, 3, 1) and `noise_width` 2 together make it NCSN++, as `NCSNPP`
-    says; with `second_time` it hears a second level `r`, a number or (B,), too. ValueError for what
-    cannot be built."""
+    says; with `second_time` it hears a level `r` too. ValueError for what cannot be built."""
 
     shares_dropout = True
 

@@ -144,7 +144,7 @@ def _denoising(f, x0, t, r, eps, data):
 def _off(model, mix):
     "Mean distance from the exact map at t = 1."
     x = torch.linspace(-2.5, 2.5, 101)[:, None]
-    return float((model(x, 1.0) - mix.exact_map(x, 1.0)).abs().mean())
+    return float((model(x, 1.0).detach() - mix.exact_map(x, 1.0)).abs().mean())
 
 # %% ../../nbs/inside/checks_08.ipynb #c800000f
 @check(
