@@ -53,9 +53,8 @@ METHODS = {
     "sets": family.MomentMatching(),
 }
 TWO = ("MeanFlow", "shortcut", "flow-map")
-COLUMNS = (
-    "method train_seed nfe value low high bias n_samples passes kimg train_seconds seconds".split()
-)
+COLUMNS = "method train_seed nfe value low high bias n_samples passes kimg".split()
+COLUMNS += ["train_seconds", "seconds"]
 
 
 def begin(name, seed):
