@@ -13,6 +13,7 @@ import json
 import numpy as np
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -306,8 +307,19 @@ def _fence(roots):
     sys.addaudithook(hook)
 
 # %% ../../nbs/inside/far.ipynb #0a07a59d
-def _bounded(memory, seconds):
-    "Bounds on the memory (MB beyond what is in use) and the processor seconds of this process."
+def _seconds(seconds):
+    "From now this process has so many seconds of a processor."
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit = int(used.ru_utime + used.ru_stime + seconds + 1)
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+
+
+def _bounded(memory):
+    "A bound on the memory (MB beyond what is in use) of this process."
     try:
         import resource
     except ImportError:  # Windows
@@ -317,14 +329,18 @@ def _bounded(memory, seconds):
         resource.setrlimit(resource.RLIMIT_AS, (used + (memory << 20),) * 2)
     except (OSError, ValueError):
         pass
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 # %% ../../nbs/inside/far.ipynb #345a9807
 class _Answers(Peer):
     "The far end: it runs what an answer needs, and hands out the answer."
 
+    def __init__(self, seconds, *ends):
+        super().__init__(*ends)
+        self.seconds = seconds
+
     def _on_load(self, sources, name):
+        _seconds(self.seconds)
         text = needed(sources, name)
         space = dict(__name__="__main__")
         if text:
@@ -340,8 +356,8 @@ def serve(memory, seconds, *roots):
         os.dup2(nothing, stream)
     torch.set_num_threads(1)
     torch.ones(2, requires_grad=True).sum().backward()  # starts what autograd starts
-    peer = _Answers(lambda: _read(pipe), lambda message: _write(out, message))
-    _bounded(int(memory), int(seconds))
+    peer = _Answers(int(seconds), lambda: _read(pipe), lambda message: _write(out, message))
+    _bounded(int(memory))
     _fence(roots)
     while True:
         try:
@@ -373,7 +389,7 @@ def _write(pipe, message):
 class Process:
     """The answers in `sources` (texts of cells), in a process of their own: `answer(name)`.
 
-    Each call and all that follows has `seconds`; then, or when it ends by itself, everything asked
+    Each call and all that follows has `seconds` of a processor, and ten times that of a clock; then, or when it ends by itself, everything asked
     of it raises `Ended`, and the next `answer` starts a new process. Use it with `with`."""
 
     def __init__(self, sources, package, seconds=20, memory=2048, data=()):
@@ -409,7 +425,7 @@ def _start(self: Process):
     code = (
         f"import sys; sys.path[:0] = {[str(self.package)]!r}; sys.path += {seen!r}; "
         "from ect_nb.course.far import serve; "
-        f"serve({self.memory}, {60 + 10 * self.seconds}, *{roots!r})"
+        f"serve({self.memory}, {self.seconds}, *{roots!r})"
     )
     keep = {k: v for k, v in os.environ.items() if k in ("PATH", "SYSTEMROOT", "HOME", "TMPDIR")}
     env = {**keep, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
@@ -423,7 +439,7 @@ def _start(self: Process):
     )
     self.late, self.timer = False, threading.Timer(0, lambda: None)
     self.peer = Peer(self._received, self._sent)
-    self._wait(60)
+    self._wait(600)
 
 # %% ../../nbs/inside/far.ipynb #33317677
 @patch
@@ -442,7 +458,11 @@ def _wait(self: Process, seconds):
 
 @patch
 def _ended(self: Process):
-    late, size = self.late, self.seconds
+    try:
+        code = self.process.wait(5)
+    except (subprocess.TimeoutExpired, AttributeError):
+        code = None
+    late, size = self.late or code == -getattr(signal, "SIGXCPU", 0), self.seconds
     self.end()
     if late:
         return Ended(f"It took more than {size:g} seconds and was stopped: does a loop never end?")
@@ -471,7 +491,7 @@ def answer(self: Process, name):
     if self.process is None:
         self._start()
         self.peer.ask("load", sources=[], name="")  # the packages are loaded
-    self._wait(self.seconds)
+    self._wait(10 * self.seconds)
     return self.peer.ask("load", sources=self.sources, name=name)
 
 # %% ../../nbs/inside/far.ipynb #2d1b3b7f

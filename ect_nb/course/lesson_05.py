@@ -172,11 +172,12 @@ def check_root(root):
         ([0, 1e-30, 1e-12, 0.25, 4, 0], torch.float64),
         ([0, 3.0, 2e-18, 0, 0.07, 1e-8, 50.0], torch.float32),
     ]
-    small = lambda dice: [10 ** -between(dice, 8, 17), 10 ** -between(dice, 5, 9)]
-    draw = lambda dice: (
-        [0, *small(dice), *between(dice, 0.01, 60.0, 4).tolist(), 0],
-        choice(dice, torch.float64, torch.float32),
-    )
+
+    def draw(dice):
+        small = [10 ** -between(dice, 28, 32), 10 ** -between(dice, 5, 14)]
+        large = between(dice, 0.01, 60.0, 4).tolist()
+        return [0, *small, *large, 0], choice(dice, torch.float64, torch.float32)
+
     for values, kind in cases(shown, draw):
         S = torch.tensor(values, dtype=kind)
         kept = S.clone().requires_grad_()
