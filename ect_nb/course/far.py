@@ -389,8 +389,8 @@ def _write(pipe, message):
 class Process:
     """The answers in `sources` (texts of cells), in a process of their own: `answer(name)`.
 
-    Each call and all that follows has `seconds` of a processor, and ten times that of a clock; then, or when it ends by itself, everything asked
-    of it raises `Ended`, and the next `answer` starts a new process. Use it with `with`."""
+    Each answer has `seconds` of a processor and ten times that of a clock. Then, or when it ends
+    by itself, what is asked of it raises `Ended`, and the next `answer` starts a new process."""
 
     def __init__(self, sources, package, seconds=20, memory=2048, data=()):
         self.sources, self.package, self.data = list(sources), Path(package), list(data)

@@ -16,8 +16,12 @@ from pathlib import Path
 
 # %% ../../nbs/inside/hand_in.ipynb #152ca77a
 def checks(page):
-    "{name: check} of the exercises of a page, '03' or 'measure', in order; KeyError if it has none."
-    found = [m.name for m in pkgutil.iter_modules(importlib.import_module("ect_nb.course").__path__)]
+    """{name: check} of the exercises of a page, '03' or 'measure', in order.
+
+    KeyError if it has none."""
+    found = [
+        m.name for m in pkgutil.iter_modules(importlib.import_module("ect_nb.course").__path__)
+    ]
     for module in (f"lesson_{page}", f"workshop_{page}"):
         if module in found:
             space = vars(importlib.import_module(f"ect_nb.course.{module}"))
@@ -65,7 +69,7 @@ def report(page, name="", folder="."):
 
 # %% ../../nbs/inside/hand_in.ipynb #9f500f20
 def predict(place, words, folder="."):
-    "Keep a prediction for `place` in predictions.jsonl, with the time; returns a line that says so."
+    "Keep a prediction for `place` in predictions.jsonl, with the time; returns a line saying so."
     words = " ".join(words.split())
     if not words:
         return "○ Write what you expect between the quotes, run this cell, and then go on."

@@ -103,7 +103,10 @@ def check_bounded(bounded):
         a, b = (c.reshape(-1, *[1] * len(shape)) for c in (skip, out))
         complaint = compare(bounded(wave)(x, t), a * x + b * wave(x, t), what="f(x, t)", rtol=1e-6)
         if complaint:
-            return f"With F = sin {rate:.2g} x + {rate:.2g} t it is not c_skip x + c_out F(x, t): {complaint}"
+            return (
+                f"With F = sin {rate:.2g} x + {rate:.2g} t it is not c_skip x + c_out F(x, t):"
+                f" {complaint}"
+            )
 
 # %% ../../nbs/inside/checks_03.ipynb #b8d8712b
 def _second_point(m, s, x, t, b):

@@ -245,6 +245,7 @@ def _weight_slips(t, r, size, c_out):
         ),
     }
 
+
 def _weight_slip(w, t, r, size, c_out):
     "The sentence of the usual slip that the weight `w` is, or None."
     slips = _weight_slips(t, r, size, c_out)

@@ -261,7 +261,11 @@ def check_width_after(width_after):
 
     def draw(dice):
         low = choice(dice, 0.0, between(dice, 0.05, 0.3))
-        return between(dice, 0.3, 2.0), (80.0, *sorted(between(dice, 0.5, 9.0, 2).tolist())[::-1], low)
+        return between(dice, 0.3, 2.0), (
+            80.0,
+            *sorted(between(dice, 0.5, 9.0, 2).tolist())[::-1],
+            low,
+        )
 
     for S, times in cases(shown, draw):
         want, slips = _width(S, times)

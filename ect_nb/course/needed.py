@@ -13,7 +13,7 @@ import re
 
 # %% ../../nbs/inside/needed.ipynb #3131b0d8
 def parsed(sources):
-    "The top-level statements of cells, in order; lines for IPython and cells that do not parse are skipped."
+    "The top-level statements of cells, in order, without lines for IPython and what is no Python."
     found = []
     for source in sources:
         lines = [line for line in source.splitlines() if not re.match(r"\s*[%!?]", line)]
