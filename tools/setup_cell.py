@@ -13,7 +13,8 @@ from house import pages
 
 FIND = """_os, _sys, _sh = (__import__(name) for name in ("os", "sys", "subprocess"))
 _find = __import__("importlib.util").util.find_spec
-_above = [_os.sep.join(_os.getcwd().split(_os.sep)[:i] or [""]) or _os.sep for i in range(1, 40)]
+_parts = _os.getcwd().split(_os.sep)
+_above = [_os.sep.join(_parts[:i]) or _os.sep for i in range(1, len(_parts) + 1)]
 _has = lambda folder: _os.path.isfile(_os.path.join(folder, "ect_nb", "course", "check.py"))
 _near = [p for up in _above[::-1] for p in (up, _os.path.join(up, "ect_nb")) if _has(p)]
 if not getattr(_find("ect_nb"), "origin", None) and _near:
