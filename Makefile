@@ -49,6 +49,7 @@ sync: setup      ## write what is derived: package from notebooks, address, sett
 	$(PY) tools/settings.py
 	$(PY) tools/hero.py
 	$(PY) tools/readme.py
+	$(PY) tools/teaching.py
 
 lock: setup      ## write requirements.lock anew with the newest versions
 	$(PY) tools/lock.py

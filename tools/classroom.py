@@ -31,7 +31,7 @@ READ_ME = """# For the class
 
 1. Unpack this folder wherever you may write. You need Python 3.11 to 3.14, nothing else.
 2. `python tools/students.py` (Windows: `py tools\\students.py`) makes `.venv`, once. From a \
-stick, without a network: `python tools/students.py --stick FOLDER`, with the wheels for your system.
+stick, without a network: `python tools/students.py --stick FOLDER`, the wheels of your system.
 3. It prints the command that opens the lessons; begin with 00.
 4. Below each *Predict first* stands a cell that keeps what you expect, in a file beside the page.
 5. The last cell of a page prints what its checks said; with your name in it, it writes the file \

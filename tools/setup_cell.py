@@ -27,14 +27,14 @@ FETCH = """elif not getattr(_find("ect_nb"), "origin", None):
     _sys.path.insert(0, _os.path.abspath("ect_nb"))
     _sys.modules.pop("ect_nb", None)"""
 NO_FETCH = """elif not getattr(_find("ect_nb"), "origin", None):
-    raise SystemExit("The folder ect_nb of your copy is not near: unpack the zip, open this in it.")"""
+    raise SystemExit("Your copy's folder ect_nb is not near: unpack the zip, open this in it.")"""
 REST = """_want = "safetensors filelock fastcore anywidget".split()
 if _missing := [p for p in _want if not _find(p)]:
     if _sh.call([_sys.executable, "-m", "pip", "install", "-q", "--no-deps", *_missing]):
         raise SystemExit(f"{', '.join(_missing)} could not be installed: is there a network?")
 if "google.colab" in _sys.modules:
     __import__("google.colab.output").colab.output.enable_custom_widget_manager()"""
-FIRST = "#| hide\n# Finds the kit, or fetches it where it is missing (Colab, Kaggle); upgrades nothing.\n"
+FIRST = "#| hide\n# Finds the kit, or fetches it where it is missing (Colab, Kaggle).\n"
 ONE = "\n".join([FIRST + FIND, FETCH, REST])
 USE = "from ect_nb.course.hand_in import predict, report"
 STUDENT = "\n".join(["#| hide\n# Finds the kit in this copy.\n" + FIND, NO_FETCH, REST, USE])

@@ -124,8 +124,9 @@ def text(said):
         "Hands, cards or one screen; note the counts before you reveal.",
         *polls(said),
         "## Projecting",
-        "`ECT_NB_PROJECTOR=1` before a notebook is opened asks `show_figure` for type of 24 px at "
-        "1080 lines and pictures twice as fine; set the browser to 150 %.",
+        "`python tools/lab.py --projector` (or `ECT_NB_SHARP=2` before Jupyter starts) draws "
+        "pictures twice as fine; with the browser at 200 % type of 9 points is 24 sharp pixels on "
+        "1080 lines.",
         "## Grading",
         "A check gives 1 for a right answer, a half for a slip that it knows by name, 0 otherwise; "
         "points are that times the stars. What a hand-in says of itself is not read: the answers "
@@ -143,7 +144,7 @@ def text(said):
         *slips(),
         "## Answers",
         *answers(),
-        "<!-- Written by tools/teaching.py from tools/teaching.toml, the pages and tests/slips. -->",
+        "<!-- Written by tools/teaching.py from teaching.toml, pages and tests/slips. -->",
     ]
     return "\n".join(part if part.startswith(("|", "- ", "  <")) else part + "\n" for part in parts)
 
