@@ -37,7 +37,8 @@ if "google.colab" in _sys.modules:
 FIRST = "#| hide\n# Finds the kit, or fetches it where it is missing (Colab, Kaggle).\n"
 ONE = "\n".join([FIRST + FIND, FETCH, REST])
 USE = "from ect_nb.course.hand_in import predict, report"
-STUDENT = "\n".join(["#| hide\n# Finds the kit in this copy.\n" + FIND, NO_FETCH, REST, USE])
+OWN = FIND.replace('not getattr(_find("ect_nb"), "origin", None) and _near', "_near")
+STUDENT = "\n".join(["#| hide\n# Finds the kit in this copy.\n" + OWN, NO_FETCH, REST, USE])
 OLD = re.compile(r"#\|\s*hide\n# (On Colab|Finds the kit)")
 
 
