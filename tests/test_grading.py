@@ -11,15 +11,12 @@ from pathlib import Path
 RIGHT = "def two_steps(f, z1, z2, t1=80.0, t2=0.8):\n    return f(f(t1 * z1, t1) + t2 * z2, t2)"
 SLIP = "def two_steps(f, z1, z2, t1=80.0, t2=0.8):\n    return f(f(t1 * z1, t1), t2)"
 TRICK = "def two_steps(f, z1, z2, t1=80.0, t2=0.8):\n    "
+USED = TRICK + "return z1"
+HELPED = TRICK + "return f(put(f(t1 * z1, t1), t2, z2), t2)"
+PATCH = "X.compare = lambda *a, **k: None\n    return z1"
 HAND_INS = {
     "right": (1, [RIGHT]),
-    "helper": (
-        1,
-        [
-            "def put(x, t, z):\n    return x + t * z",
-            RIGHT.replace("f(t1 * z1, t1) + t2 * z2", "put(f(t1 * z1, t1), t2, z2)"),
-        ],
-    ),
+    "helper": (1, ["def put(x, t, z):\n    return x + t * z", HELPED]),
     "stub": (0, [TRICK + "..."]),
     "missing": (0, ["x = 1"]),
     "slip": (0.5, [SLIP]),
@@ -28,22 +25,13 @@ HAND_INS = {
     "ends": (0, ["import os", TRICK + "os._exit(0)"]),
     "hangs": (0, [TRICK + "while True:\n        pass"]),
     "frames": (0, ["import sys", TRICK + "return sys._getframe(1).f_locals['want']"]),
-    "patched": (
-        0,
-        [
-            "import ect_nb.course.check as X",
-            TRICK + "X.compare = lambda *a, **k: None\n    return z1",
-        ],
-    ),
+    "patched": (0, ["import ect_nb.course.check as X", TRICK + PATCH]),
     "reference": (0, [TRICK + "from ect_nb.course.lesson_07 import _twice\n    return z1"]),
     "writes": (0, [TRICK + "open('mine', 'w').write('x')\n    return z1"]),
     "starts": (0, ["import os", TRICK + "os.system('true')\n    return z1"]),
-    "equal": (
-        0,
-        ["class Same:\n    def __eq__(self, other): return True", TRICK + "return Same()"],
-    ),
+    "equal": (0, ["class Same:\n    def __eq__(self, o): return True", TRICK + "return Same()"]),
     "memory": (0, ["import torch", TRICK + "return torch.ones(10**10)"]),
-    "redefined": (0, ["def check_two_steps(f): return '✓'", TRICK + "return z1"]),
+    "redefined": (0, ["def check_two_steps(f): return '✓'", USED]),
 }
 
 
