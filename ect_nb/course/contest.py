@@ -75,10 +75,8 @@ def taken(path):
 def drawn(model, times, n, seed, batch=250):
     "(n samples, evaluations a sample) at `times` from noise that `seed` makes."
     generator, counted = torch.Generator().manual_seed(seed), Counted(model)
-    parts = [
-        torch.randn(min(batch, n - i), *SHAPE, generator=generator) for i in range(0, n, batch)
-    ]
-    x = torch.cat([sample(counted, z, times, generator=generator) for z in z.split(batch)])
+    noise = torch.randn(n, *SHAPE, generator=generator)
+    x = torch.cat([sample(counted, z, times, generator=generator) for z in noise.split(batch)])
     if x.shape != (n, *SHAPE) or not x.isfinite().all():
         raise ValueError("its samples are not finite pictures of 28 by 28")
     return quantise(x), counted.rows / n

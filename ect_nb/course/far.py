@@ -468,7 +468,7 @@ def _ended(self: Process):
         return Ended(f"It took more than {size:g} seconds and was stopped: does a loop never end?")
     return Ended("It ended Python, or used more memory than it may: end a function with return.")
 
-
+# %% ../../nbs/inside/far.ipynb #f30e6862
 @patch
 def _received(self: Process):
     try:

@@ -82,7 +82,7 @@ def _draw_edge(dice):
     stage, q = choice(dice, 0, 0, 1, 2), between(dice, 1.3, 4.0)
     return stage, q, between(dice, 1.2, 6.0) * (q ** (stage + 1) - 1), between(dice, 0.2, 4.0)
 
-
+# %% ../../nbs/inside/checks_04.ipynb #1cf80115
 @check(
     "That is the border, to five digits, also for constants that this page does not show.",
     answer="edge",

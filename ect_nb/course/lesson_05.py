@@ -86,7 +86,7 @@ def _draw_rows(dice):
     c = choice(dice, 0.0, between(dice, 0.2, 2.0))
     return (min(shape[0], 4), *shape[1:]), c, int(between(dice, 0, 1e6))
 
-
+# %% ../../nbs/inside/checks_05.ipynb #3c53697e
 @check(
     "The whole loss in two lines. Whether its gradient lives where Δ = 0 and c = 0 "
     "is the question of the next exercise.",
