@@ -3,7 +3,7 @@ PY := .venv/bin/python
 NAMES :=
 ARGS :=
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test tour bench class gates notebooks sync lock
+.PHONY: help setup lab test tour bench class stick gates notebooks sync lock
 
 help:       ## list what make can do
 	@sed -n 's/^\([a-z]*\): .*## /make \1\t/p' Makefile | expand -t 18
@@ -27,8 +27,11 @@ tour: setup      ## run 00_sixty_seconds without a browser; table here, pictures
 bench: setup     ## measure the speed of training and sampling on this machine (the CIFAR-10 network too: ARGS=--cifar)
 	$(PY) bench/bench.py $(ARGS)
 
-class: setup     ## copies of the notebooks for a class in out/class: student (without solutions) and teacher (solved)
+class: setup     ## copies for a class in out/class: student.zip (without answers) and teacher (solved)
 	$(PY) tools/exercises.py class out/class
+
+stick: setup     ## wheels for three systems in out/stick, for laptops without a network
+	$(PY) tools/students.py --gather out/stick
 
 gates: setup     ## check the form of notebooks, package and files (seconds)
 	@$(PY) tools/gates.py
@@ -38,6 +41,7 @@ notebooks: setup ## run the notebooks and store their outputs (all, or NAMES="01
 	@$(MAKE) --no-print-directory sync
 
 sync: setup      ## write what is derived: package from notebooks, address, settings.ini, README.md
+	$(PY) tools/setup_cell.py
 	$(PY) tools/address.py
 	$(PY) tools/form.py
 	.venv/bin/nbdev-export
@@ -45,6 +49,7 @@ sync: setup      ## write what is derived: package from notebooks, address, sett
 	$(PY) tools/settings.py
 	$(PY) tools/hero.py
 	$(PY) tools/readme.py
+	$(PY) tools/teaching.py
 
 lock: setup      ## write requirements.lock anew with the newest versions
 	$(PY) tools/lock.py

@@ -10,13 +10,16 @@ import importlib
 import json
 import pytest
 import re
+import subprocess
 import sys
 import tomllib
 import torch
+from ect_nb.course.check import hidden
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
+import classroom
 import exercises as source
 
 
@@ -92,7 +95,16 @@ def test_the_exercises_are_found():
 def test_the_stub_is_not_accepted_and_the_solution_is(path, nb, e):
     assert verdict(nb, e, e.stub).startswith("○")
     said = verdict(nb, e, e.solution)
-    assert said.startswith("✓"), said
+    assert said.startswith("✓") and said.score == 1, said
+
+
+@pytest.mark.parametrize("path, nb, e", ALL)
+def test_cases_that_nobody_has_seen_are_asked_as_well(path, nb, e):
+    for seed in (1, 2):
+        with hidden(seed):
+            assert verdict(nb, e, e.stub).score == 0
+            said = verdict(nb, e, e.solution)
+            assert said.score == 1, said
 
 
 @pytest.mark.parametrize("path, nb, e", ALL)
@@ -120,7 +132,9 @@ def test_whatever_is_handed_in_gets_a_sentence(path, nb, e):
 @pytest.mark.parametrize("path, nb, e, slip", SLIPS)
 def test_a_usual_slip_is_named(path, nb, e, slip):
     said = verdict(nb, e, changed(e, slip))
-    assert said.startswith("✗") and re.search(slip["says"], said), said
+    assert said.startswith("✗") and re.search(slip["says"], said) and said.score < 1, said
+    with hidden(3):
+        assert verdict(nb, e, changed(e, slip)).score < 1
 
 
 @pytest.mark.parametrize("path, nb, e, other", RIGHT)
@@ -313,14 +327,31 @@ def test_an_exercise_that_is_not_whole_is_a_sentence(change, says):
         list(source.exercises(nb))
 
 
+HONEST = """
+import ect_nb.course.lesson_07 as L
+print(L.check_two_steps(lambda f, z1, z2, t1, t2: f(f(t1 * z1, t1) + t2 * z2, t2)).score)
+print(L.check_two_steps(lambda f, z1, z2, t1, t2: f(f(t1 * z1, t1), t2)).score)
+"""
+
+
 def test_copies_for_a_class_are_written_whole_and_never_over_anything(tmp_path, capsys):
     source.main("class", str(tmp_path / "class"))
+    student = tmp_path / "class" / "student"
     for path, nb in lessons():
-        for kind in ("student", "teacher"):
-            assert (tmp_path / "class" / kind / "lessons" / path.name).exists()
-        assert (
-            "<summary>Solution</summary>"
-            not in (tmp_path / "class" / "student" / "lessons" / path.name).read_text()
-        )
+        assert (tmp_path / "class" / "teacher" / "lessons" / path.name).exists()
+        text = (student / "nbs" / "lessons" / path.name).read_text(encoding="utf-8")
+        assert "<summary>Solution</summary>" not in text and "What we saw" not in text
+        assert "git clone" not in text and "colab-badge" not in text
+        cells = json.loads(text)["cells"]
+        assert not any(c.get("outputs") for c in cells) and "report(" in str(cells[-1])
+        predictions = sum("print(predict(" in "".join(c["source"]) for c in cells)
+        assert predictions == sum("**Predict first.**" in "".join(c["source"]) for c in cells) > 0
+    assert classroom.leaks(student, [path for path, _ in lessons()]) == []
+    checks = "".join(p.read_text("utf-8") for p in (student / "ect_nb/course").glob("lesson_*.py"))
+    for gone in ("_exact_ends", "_borders", "_through", "_fewest_steps", "def _twice"):
+        assert gone not in checks
+    ran = f"import sys; sys.path.insert(0, {str(student)!r}); " + HONEST
+    done = subprocess.run([sys.executable, "-c", ran], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == ["1.0", "0.5"], done.stderr
     with pytest.raises(SystemExit, match="nothing of yours is overwritten"):
         source.main("class", str(tmp_path / "class"))

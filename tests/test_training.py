@@ -6,7 +6,6 @@ import math
 import os
 import pytest
 import random
-import resource
 import shutil
 import signal
 import sys
@@ -205,6 +204,8 @@ def child(folder, config, stall=None, slow=False, pause=0.0, full_at=None):
     for p in train(network(), POINTS, from_json(config), folder):
         time.sleep(pause)
         if p.step == full_at:
+            import resource
+
             resource.setrlimit(resource.RLIMIT_FSIZE, (8000, resource.RLIM_INFINITY))
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def address(root):
     "(url, branch) of the repository."
-    toml = tomllib.loads((root / "pyproject.toml").read_text())
+    toml = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     return toml["project"]["urls"]["Repository"], toml["tool"]["nbdev"]["branch"]
 
 
@@ -44,7 +44,10 @@ def sources(root):
 
 if __name__ == "__main__":
     for path in sources(ROOT):
-        old, new = path.read_text(), rewrite(path.read_text(), *address(ROOT))
+        old, new = (
+            path.read_text(encoding="utf-8"),
+            rewrite(path.read_text(encoding="utf-8"), *address(ROOT)),
+        )
         if new != old:
-            path.write_text(new)
+            path.write_text(new, encoding="utf-8")
             print("address:", path.relative_to(ROOT))

@@ -10,7 +10,7 @@ import nbformat
 import re
 import sys
 from dataclasses import dataclass
-from house import ROOT, pages
+from house import pages
 from pathlib import Path
 
 HEAD = re.compile(r"^### Exercise (★{1,3}) · (\S.*)$", re.M)
@@ -121,20 +121,9 @@ def main(what=None, folder=None):
                 nbformat.write(renew(nb), p)
                 print("renewed", p.name)
     elif what == "class" and folder:
-        if Path(folder).exists() and any(Path(folder).iterdir()):
-            sys.exit(
-                f"exercises: {folder} is not empty, and nothing of yours is overwritten: name a new"
-                " folder."
-            )
-        for kind in (student, teacher):
-            for p in paths:
-                copied = Path(folder) / kind.__name__ / p.relative_to(ROOT / "nbs")
-                copied.parent.mkdir(parents=True, exist_ok=True)
-                nbformat.write(kind(nbformat.read(p, 4)), copied)
-        print(
-            f"{len(paths)} notebooks each in {folder}/student (without solutions) and"
-            f" {folder}/teacher (solved)"
-        )
+        import classroom
+
+        classroom.write(Path(folder), paths)
     else:
         sys.exit(
             "exercises: say `class DIR` for the copies of a class, or `stubs` to renew the stubs in"

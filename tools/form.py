@@ -17,13 +17,13 @@ FOLDERS = "nbs", "tools", "tests", "bench"
 
 def marked(path, old, new):
     "Lines of code cells that begin with `old` begin with `new`: ruff leaves a comment #: as it is."
-    nb = json.loads(path.read_text())
+    nb = json.loads(path.read_text(encoding="utf-8"))
     for cell in nb["cells"]:
         if cell["cell_type"] == "code":
             cell["source"] = [
                 new + line[len(old) :] if line.startswith(old) else line for line in cell["source"]
             ]
-    path.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def ruff(folder, *arguments):
@@ -47,13 +47,18 @@ def formed(root):
         complaints = ruff(copy, "check", "--fix", "--output-format=concise") + ruff(copy, "format")
         for page in pages:
             marked(page, "#:|", "#|")
-        now = {p.relative_to(copy): p.read_text() for p in [*pages, *copy.rglob("*.py")]}
-    return {p: text for p, text in now.items() if (root / p).read_text() != text}, complaints
+        now = {
+            p.relative_to(copy): p.read_text(encoding="utf-8")
+            for p in [*pages, *copy.rglob("*.py")]
+        }
+    return {
+        p: text for p, text in now.items() if (root / p).read_text(encoding="utf-8") != text
+    }, complaints
 
 
 if __name__ == "__main__":
     changed, complaints = formed(ROOT)
     for path, text in changed.items():
-        (ROOT / path).write_text(text)
+        (ROOT / path).write_text(text, encoding="utf-8")
         print("form:", path)
     print(complaints, end="")

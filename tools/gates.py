@@ -27,7 +27,7 @@ from packaging.requirements import Requirement
 from pathlib import Path
 
 LAYERS = [
-    "exact devices io.files",
+    "exact devices io.files course.needed",
     "analytic schedules networks course.check show.pictures show.lab io.data",
     "asking branches",
     "diffusion losses io.pickles io.published",
@@ -44,7 +44,9 @@ LAYERS = [
     "show.tradeoff show.live",
     "show.planner",
     "show.explorer course.lesson_01 course.lesson_02 course.lesson_03 course.lesson_04"
-    " course.lesson_05 course.lesson_06 course.lesson_07 course.lesson_08 commands",
+    " course.lesson_05 course.lesson_06 course.lesson_07 course.lesson_08 course.hand_in"
+    " course.far course.contest commands",
+    "course.sealed course.grade",
 ]  # lowest first; within a layer nobody imports a neighbour
 HEAVY = {
     "torchvision",
@@ -64,7 +66,7 @@ HEAVY = {
 def notebooks(root, house=None):
     "(name, notebook) of all notebooks, or of one house."
     for path in pages(root, house):
-        yield str(path.relative_to(root)), json.loads(path.read_text())
+        yield str(path.relative_to(root)), json.loads(path.read_text(encoding="utf-8"))
 
 
 def in_houses(root):
@@ -114,7 +116,7 @@ def files(root):
 
 
 def modules(root):
-    return {name: ast.parse(path.read_text()) for name, path in files(root).items()}
+    return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in files(root).items()}
 
 
 def tracked(root):
@@ -138,14 +140,14 @@ def tracked(root):
 def settings_ini(root):
     "settings.ini says what pyproject.toml says"
     path = root / "settings.ini"
-    if not path.exists() or path.read_text() != settings.text(root):
+    if not path.exists() or path.read_text(encoding="utf-8") != settings.text(root):
         yield "settings.ini differs from pyproject.toml: run make sync."
 
 
 def address(root):
     "the repository's address is the one in pyproject.toml"
     for path in addresses.sources(root):
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         if addresses.rewrite(text, *addresses.address(root)) != text:
             yield (
                 f"{path.relative_to(root)} names another address than [project.urls] Repository:"
@@ -173,7 +175,7 @@ def readme_current(root):
 def lock(root):
     "requirements.lock has names, versions and markers only, and fits pyproject.toml"
     pins = {}
-    for line in (root / "requirements.lock").read_text().splitlines():
+    for line in (root / "requirements.lock").read_text(encoding="utf-8").splitlines():
         m = re.fullmatch(r"([\w.-]+)==([\w.]+)( ; [\w.<>=!' ()]+)?", line)
         if m:
             pins.setdefault(re.sub(r"[-_.]+", "-", m[1]).lower(), []).append(m[2])
@@ -182,7 +184,7 @@ def lock(root):
                 f"requirements.lock has the line {line[:60]!r}, which is no name==version ; marker:"
                 " run make lock."
             )
-    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for need in map(
         Requirement, project["dependencies"] + sum(project["optional-dependencies"].values(), [])
     ):
@@ -480,7 +482,9 @@ def light_imports(root):
 
 def pictures_opened(root):
     "pictures are opened by data.open_picture alone, which names the formats it means"
-    sources = [(f"ect_nb.{name}", path.read_text()) for name, path in files(root).items()]
+    sources = [
+        (f"ect_nb.{name}", path.read_text(encoding="utf-8")) for name, path in files(root).items()
+    ]
     sources += [
         (f"{name} cell {i}", source)
         for name, nb in notebooks(root)

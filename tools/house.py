@@ -21,4 +21,4 @@ def page(name, root=ROOT):
 
 
 def read(path):
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -38,7 +38,9 @@ def output(out, name, files):
 def render(root):
     "{path: bytes} of README.md and of the pictures it shows from outputs of the index."
     files, parts = {}, []
-    for i, cell in enumerate(json.loads((root / "nbs" / "index.ipynb").read_text())["cells"]):
+    for i, cell in enumerate(
+        json.loads((root / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]
+    ):
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             parts.append(from_root(source))

@@ -142,7 +142,7 @@ def write_html(nb, path):
     html, _ = HTMLExporter(
         raw_template=PAGE, embed_images=True, language_code="en"
     ).from_notebook_node(printed(nb), resources=resources)
-    path.write_text(html)
+    path.write_text(html, encoding="utf-8")
 
 
 def write_pictures(nb, folder, stem):

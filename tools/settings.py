@@ -9,12 +9,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def text(root):
     "What settings.ini must say."
-    toml = tomllib.loads((root / "pyproject.toml").read_text())
+    toml = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     project, nbdev = toml["project"], toml["tool"]["nbdev"]
     url, extras = project["urls"]["Repository"], project["optional-dependencies"]
     user, repo = url.split("/")[-2:]
     version = re.search(
-        r'__version__ = "(.+)"', (root / nbdev["lib_path"] / "__init__.py").read_text()
+        r'__version__ = "(.+)"',
+        (root / nbdev["lib_path"] / "__init__.py").read_text(encoding="utf-8"),
     )[1]
     facts = dict(
         repo=repo,
@@ -55,4 +56,4 @@ def text(root):
 
 
 if __name__ == "__main__":
-    (ROOT / "settings.ini").write_text(text(ROOT))
+    (ROOT / "settings.ini").write_text(text(ROOT), encoding="utf-8")

@@ -12,7 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV, LOCK = ROOT / ".venv", ROOT / "requirements.lock"
-PYTHON, STAMP = VENV / "bin" / "python", VENV / "ect_nb.stamp"
+PROGRAMS, DOT_EXE = ("Scripts", ".exe") if os.name == "nt" else ("bin", "")
+PYTHON, STAMP = VENV / PROGRAMS / ("python" + DOT_EXE), VENV / "ect_nb.stamp"
 SUPPORTED = (3, 11), (3, 12), (3, 13)
 QUIET = [] if sys.stderr.isatty() else ["--quiet"]
 
@@ -70,7 +71,12 @@ def find_python():
 def find_uv():
     "A uv that runs, on the PATH or in .venv, or None."
     return next(
-        (u for u in (shutil.which("uv"), VENV / "bin" / "uv") if u and answer(u, "--version")), None
+        (
+            u
+            for u in (shutil.which("uv"), VENV / PROGRAMS / ("uv" + DOT_EXE))
+            if u and answer(u, "--version")
+        ),
+        None,
     )
 
 
@@ -127,7 +133,9 @@ def main():
         str(ROOT),
         hashlib.sha256(LOCK.read_bytes() + (ROOT / "pyproject.toml").read_bytes()).hexdigest(),
     ]
-    known = STAMP.read_text().splitlines() if STAMP.exists() and PYTHON.exists() else []
+    known = (
+        STAMP.read_text(encoding="utf-8").splitlines() if STAMP.exists() and PYTHON.exists() else []
+    )
     if known == stamp:
         return
     moved = known and known[0] != stamp[0]  # an environment works only where it was made
@@ -135,7 +143,7 @@ def main():
     if moved or not whole:
         create(find_python(), find_uv())
     say(
-        f"installing {len(LOCK.read_text().splitlines())} tested packages from requirements.lock"
+        f"installing {len(LOCK.read_bytes().splitlines())} tested packages from requirements.lock"
         " (the first time this downloads a few GB)"
     )
     if not install("-r", LOCK):
@@ -156,7 +164,7 @@ def main():
             " extra-index-url from pip's configuration (pip config list shows them), delete .venv"
             " and run make again."
         )
-    STAMP.write_text("\n".join(stamp))
+    STAMP.write_text("\n".join(stamp), encoding="utf-8")
     say("done")
 
 

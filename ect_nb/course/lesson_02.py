@@ -9,7 +9,7 @@ __all__ = ['check_evaluations', 'check_midpoint', 'check_stop_early']
 import math
 import torch
 from ..analytic import GaussianMixture
-from .check import check, compare
+from .check import between, cases, check, choice, compare, partly, reference
 from ..diffusion import euler, karras_times
 
 # %% ../../nbs/inside/checks_02.ipynb #7bbc1595
@@ -63,19 +63,33 @@ def _cost_slips(by):
     } | _rounding_slips(by)
 
 # %% ../../nbs/inside/checks_02.ipynb #7bbc1596
-@check(
-    "The number of evaluations is what a method costs, and its order is how fast that money works:"
-    " a hundredth of the error costs Euler a hundred times as much, Heun ten times."
-)
-def check_evaluations(evaluations):
-    cases = [(18, 100, 1), (18, 100, 2), (10, 2, 2), (5, 7, 1), (7, 10, 2), (5, 2.5, 1), (9, 3, 2)]
+@reference
+def _costs(asked):
+    "The evaluations for each of the cases (n, gain, order), and what slips give."
 
     def by(steps, cost=_walk_cost):
-        return [cost(steps(*case), case[2]) for case in cases]
+        return [cost(steps(*case), case[2]) for case in asked]
 
-    got = [float(evaluations(*case)) for case in cases]
-    want, what = by(_fewest_steps), "the number of evaluations"
-    return compare(got, want, _cost_slips(by), what, rtol=0, atol=1e-3)
+    return by(_fewest_steps), _cost_slips(by)
+
+# %% ../../nbs/inside/checks_02.ipynb #93bd4b13
+@check(
+    "The number of evaluations is what a method costs, and its order is how fast that money works:"
+    " a hundredth of the error costs Euler a hundred times as much, Heun ten times.",
+    answer="evaluations",
+    stars=1,
+)
+def check_evaluations(evaluations):
+    shown = [(18, 100, 1), (18, 100, 2), (10, 2, 2), (5, 7, 1), (7, 10, 2), (5, 2.5, 1), (9, 3, 2)]
+    draw = lambda dice: (
+        int(between(dice, 5, 40)),
+        round(between(dice, 1.5, 30.0), 1),
+        choice(dice, 1, 2, 2),
+    )
+    asked = cases(shown, draw, 12)
+    got = [float(evaluations(*case)) for case in asked]
+    want, slips = _costs(asked)
+    return compare(got, want, slips, "the number of evaluations", rtol=0, atol=1e-3)
 
 # %% ../../nbs/inside/checks_02.ipynb #52c8a675
 def _mid_cases():
@@ -83,7 +97,13 @@ def _mid_cases():
     x = torch.linspace(-2, 2, 9, dtype=torch.float64)
     two = GaussianMixture([-1.0, 0.5], [0.2, 0.1])
     three = GaussianMixture([-0.6, 0.3, 1.4], [0.3, 0.1, 0.2], [0.5, 0.2, 0.3])
-    return [(two, x, 1.3, 0.7), (three, 6 * x, 5.0, 2.0), (three, x, 0.4, 0.1)]
+
+    def draw(dice):
+        means, stds = between(dice, -1.5, 1.5, 3), between(dice, 0.1, 0.4, 3)
+        t = between(dice, 0.5, 4.0)
+        return GaussianMixture(means, stds), (1 + t) * x, t, t * between(dice, 0.2, 0.7)
+
+    return cases([(two, x, 1.3, 0.7), (three, 6 * x, 5.0, 2.0), (three, x, 0.4, 0.1)], draw)
 
 # %% ../../nbs/inside/checks_02.ipynb #9ff17406
 def _mid_move(mix, x, t, first, whole, told, over, back=1.0):
@@ -146,9 +166,19 @@ def _mid_slopes(go, x, d, h, m, g, t, s, far, raw, D):
     }
 
 # %% ../../nbs/inside/checks_02.ipynb #52c8a678
+@reference
+def _middle(mix, x, t, s):
+    "Where the midpoint step arrives (B,), and where slips do."
+    middle = t + (s - t) / 2
+    right = x + (s - t) * mix.velocity(x + (middle - t) * mix.velocity(x, t), middle)
+    return right, _mid_slips(mix, x, t, s)
+
+# %% ../../nbs/inside/checks_02.ipynb #67eb88ef
 @check(
     "Two evaluations, order two: the slope in the middle is the mean slope of the step, up to the"
-    " square of its length."
+    " square of its length.",
+    answer="midpoint_step",
+    stars=2,
 )
 def check_midpoint(step):
     got, want, slips, asked = [], [], {}, []
@@ -159,23 +189,21 @@ def check_midpoint(step):
             return mix.denoise(y, level)
 
         here = torch.as_tensor(step(model, x, t, s))
-        middle = t + (s - t) / 2
-        right = x + (s - t) * mix.velocity(x + (middle - t) * mix.velocity(x, t), middle)
+        right, wrong = _middle(mix, x, t, s)
         if here.shape != x.shape:
             return compare(here, right, what="the place at level s")
         got, want = got + [here], want + [right]
-        for sentence, place in _mid_slips(mix, x, t, s).items():
+        for sentence, place in wrong.items():
             slips.setdefault(sentence, []).append(place)
     slips = {sentence: torch.cat(places) for sentence, places in slips.items()}
     said = compare(torch.cat(got), torch.cat(want), slips, "the place at level s", rtol=1e-6)
     times = len(asked) / len(got)
-    return said or (
-        None
-        if times == 2
-        else (
-            f"The place is right, but the model was asked {times:g} "
-            "times: two are enough, so keep an answer that is used twice."
-        )
+    if said or times == 2:
+        return said
+    return partly(
+        f"The place is right, but the model was asked {times:g} "
+        "times: two are enough, so keep an answer that is used twice.",
+        0.75,
     )
 
 # %% ../../nbs/inside/checks_02.ipynb #abdbba00
@@ -271,9 +299,21 @@ def _stop_slips(by):
     } | _hearing_slips(by, right)
 
 # %% ../../nbs/inside/checks_02.ipynb #7ceafdf6
+@reference
+def _stops(times, asked):
+    "What is handed out for each of the cases (z, patience, below), and what slips hand out."
+
+    def by(*args, **kw):
+        return _stop_by(times, asked, *args, **kw)
+
+    return by(lambda x, D, i, heard: [D[i], i + 1]), _stop_slips(by)
+
+# %% ../../nbs/inside/checks_02.ipynb #1dfc3cc7
 @check(
     "It stops when the class is settled, not when the picture is: what it hands out is still a mean"
-    " over all that could follow."
+    " over all that could follow.",
+    answer="stop_early",
+    stars=3,
 )
 def check_stop_early(stop):
     times = karras_times(30)
@@ -285,17 +325,18 @@ def check_stop_early(stop):
         (1, float(times[10])),
         (2, float(times[17])),
     ]
-    cases = [(z, p, b) for z in (-1.5, -0.31, 0.2, 0.4, 1.1) for p, b in rules]
-
-    def by(*args, **kw):
-        return _stop_by(times, cases, *args, **kw)
-
-    got = []
-    for z, patience, below in cases:
+    shown = [(z, p, b) for z in (-1.5, -0.31, 0.2, 0.4, 1.1) for p, b in rules]
+    draw = lambda dice: (
+        between(dice, -1.6, 1.6),
+        choice(dice, 1, 2, 3, 4, 40),
+        choice(dice, 2.0, 5.0, 100.0, *times[8:20].tolist()),
+    )
+    asked, got = cases(shown, draw, 24), []
+    for z, patience, below in asked:
         z = torch.tensor([z], dtype=torch.float64)
         pair = stop(_BUMPS.denoise, _stripe, z, times, patience, below)
         if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
             return "It should return two things: D, and the number of evaluations."
         got.append([float(torch.as_tensor(part).flatten()[0]) for part in pair])
-    want = by(lambda x, D, i, heard: [D[i], i + 1])
-    return compare(got, want, _stop_slips(by), "D, or the number of evaluations,", rtol=1e-6)
+    want, slips = _stops(times, asked)
+    return compare(got, want, slips, "D, or the number of evaluations,", rtol=1e-6)

@@ -8,7 +8,7 @@ __all__ = ['check_edge', 'check_ict', 'check_schedule']
 # %% ../../nbs/inside/checks_04.ipynb #ff0ab7ce
 import math
 import torch
-from .check import check, compare
+from .check import between, cases, check, choice, compare, partly, reference
 from ..diffusion import karras_times
 from ..objectives import ECT
 from ..schedules import LogNormal, SigmoidMapping, Stages, plan
@@ -71,10 +71,26 @@ _NOWHERE = (
 )
 
 # %% ../../nbs/inside/checks_04.ipynb #a8bbe9a5
-@check("That is the border, to five digits, also for constants that this page does not show.")
+@reference
+def _edges(asked):
+    "The border for each of the cases, and what slips give."
+    right = _borders(asked)
+    return right, _edge_slips(asked, right)
+
+# %% ../../nbs/inside/checks_04.ipynb #277d209a
+def _draw_edge(dice):
+    stage, q = choice(dice, 0, 0, 1, 2), between(dice, 1.3, 4.0)
+    return stage, q, between(dice, 1.2, 6.0) * (q ** (stage + 1) - 1), between(dice, 0.2, 4.0)
+
+# %% ../../nbs/inside/checks_04.ipynb #1cf80115
+@check(
+    "That is the border, to five digits, also for constants that this page does not show.",
+    answer="edge",
+    stars=1,
+)
 def check_edge(f):
     "`edge(stage, q, k, b)`, held against a bisection."
-    cases = [
+    shown = [
         (0, 2.0, 8.0, 1.0),
         (1, 2.0, 8.0, 1.0),
         (2, 2.0, 8.0, 1.0),
@@ -84,16 +100,17 @@ def check_edge(f):
         (4, 1.2, 9.0, 40.0),
         (3, 3.0, 8.0, 1.0),
     ]
+    asked = cases(shown, _draw_edge, 8)
     try:
-        got = [float(f(*case)) for case in cases]
+        got = [float(f(*case)) for case in asked]
     except ZeroDivisionError:
         return "You divide by 0 at stage 0: is the exponent stage + 1, as in the released code?"
     except ValueError:
         return _NOWHERE
     if not all(map(math.isfinite, got)):
         return _NOWHERE
-    right = _borders(cases)
-    said = compare(got, right, _edge_slips(cases, right), "the border", rtol=1e-5, atol=1e-8)
+    right, slips = _edges(asked)
+    said = compare(got, right, slips, "the border", rtol=1e-5, atol=1e-8)
     if said and torch.allclose(torch.tensor(got[:5]), torch.tensor(right[:5]), 1e-2, 1e-2):
         return (
             "Near for the constants of this page, and off for others, as a search in steps is: "
@@ -102,12 +119,15 @@ def check_edge(f):
     return said
 
 # %% ../../nbs/inside/checks_04.ipynb #bd0d7371
+@reference
 def _one_step(n, rho, parts=4):
     """Levels t of n levels from 80 to 0.002, even in t^(1/rho), cut `parts` times finer, and r.
 
     r is one whole step further down. The last rows lie so low that the step ends below 0."""
     fine = karras_times((n - 1) * parts + 1, rho=rho)[:-1]
-    low = torch.tensor([0.01, 1e-12] if n < 10 else [1e-12], dtype=torch.float64)
+    step = (80 ** (1 / rho) - 0.002 ** (1 / rho)) / (n - 1)
+    below = 0.01 ** (1 / rho) < 0.9 * step
+    low = torch.tensor([0.01, 1e-12] if below else [1e-12], dtype=torch.float64)
     return torch.cat([fine[:-parts], low]), torch.cat([fine[parts:], 0 * low]), len(low)
 
 # %% ../../nbs/inside/checks_04.ipynb #48a05d7a
@@ -150,10 +170,19 @@ def _ict_slip(f, got, t, r, n, rho):
     return next((sentence for sentence, found in slips.items() if found), None)
 
 # %% ../../nbs/inside/checks_04.ipynb #a1c0e404
-@check("A grid as a mapping: any t goes one step down in t^(1/rho), whatever n and rho.")
+def _draw_grid(dice):
+    return int(between(dice, 2, 40)), choice(dice, 2.0, 2.5, 3.0, 5.0, 7.0)
+
+# %% ../../nbs/inside/checks_04.ipynb #7c3ed8bb
+@check(
+    "A grid as a mapping: any t goes one step down in t^(1/rho), whatever n and rho.",
+    answer="ict",
+    stars=2,
+)
 def check_ict(f):
     "`ict(t, n, rho)`, held against the grid of 02 cut finer."
-    for n, rho in ((11, 7.0), (2, 7.0), (18, 3.0), (6, 2.0), (9, 2.5), (41, 7.0), (2, 3.0)):
+    shown = [(11, 7.0), (2, 7.0), (18, 3.0), (6, 2.0), (9, 2.5), (41, 7.0), (2, 3.0)]
+    for n, rho in cases(shown, _draw_grid, 6):
         t, r, low = _one_step(n, rho)
         got = torch.as_tensor(f(t, n) if rho == 7 else f(t, n, rho)).detach().double()
         where = f"with n = {n} and rho = {rho:g}"
@@ -164,12 +193,14 @@ def check_ict(f):
             )
         if not _close(got[:-low] / t[:-low], r[:-low] / t[:-low]):
             slip = _ict_slip(f, got[:-low], t[:-low], r[:-low], n, rho)
-            return slip or compare(got / t, r / t, what=f"{where} r / t")
+            return partly(slip) if slip else compare(got / t, r / t, what=f"{where} r / t")
         wrong = [float(v) for v in got[-low:] if not abs(v) < 1e-15]
         if wrong and _close(wrong[0], 0.002):
-            return "Where the step goes below 0 your r is 0.002, and 0 is wanted: floor at 0."
+            return partly(
+                "Where the step goes below 0 your r is 0.002, and 0 is wanted: floor at 0.", 0.75
+            )
         if wrong:
-            return (
+            return partly(
                 f"Right on the grid; but {where} the step from t = {t[-low]:g} goes below 0, "
                 f"and there your r is {wrong[0]:.3g}. Cut off at 0 before the power: an odd "
                 "power of a negative number is negative, an even one lies above t, "
@@ -215,7 +246,11 @@ def _too_fast(rows):
             )
 
 # %% ../../nbs/inside/checks_04.ipynb #a1c0e405
-@check("A schedule to order: the trainer takes it, and it keeps all four of the conditions.")
+@check(
+    "A schedule to order: the trainer takes it, and it keeps all four of the conditions.",
+    answer="my_schedule",
+    stars=3,
+)
 def check_schedule(f):
     "`my_schedule()`, read by `plan`."
     d = f()

@@ -9,7 +9,7 @@ __all__ = ['check_row_loss', 'check_root', 'check_fitting_weight']
 import math
 import torch
 from ..analytic import GaussianMixture
-from .check import check, compare
+from .check import between, cases, check, choice, compare, partly, reference
 from ..diffusion import Precond
 from ..losses import edm, inverse_gap
 from ..schedules import LogNormal, SigmoidMapping
@@ -57,35 +57,55 @@ def _batch_slips(delta, gap, c):
     }
 
 # %% ../../nbs/inside/checks_05.ipynb #b5c0e501
+@reference
+def _losses(f_t, f_r, t, gap, c):
+    "The losses (B,), number by number, and what slips give."
+    pairs = zip(f_t.flatten(1).tolist(), f_r.flatten(1).tolist())
+    delta = [[a - b for a, b in zip(*pair)] for pair in pairs]
+    S = torch.tensor([math.fsum(v * v for v in row) for row in delta])
+    slips = _row_slips(delta, gap, t, c) | _batch_slips(delta, gap, c)
+    return ((S + c * c).sqrt() - c) / gap, slips
+
+# %% ../../nbs/inside/checks_05.ipynb #2cbf8c92
+def _row_flow(got, f_t, f_r):
+    "What is wrong with the gradients of the losses `got`, or None."
+    flows = (None, None)
+    if got.requires_grad:
+        flows = torch.autograd.grad(got.sum(), [f_t, f_r], allow_unused=True)
+    if flows[0] is None:
+        return partly("The numbers are right, but no gradient reaches f_t: detach f_r only.")
+    if flows[1] is not None and flows[1].abs().max() > 0:
+        return partly(
+            "The numbers are right, but the gradient also flows into f_r: "
+            "the target is taken as given, so detach it."
+        )
+
+# %% ../../nbs/inside/checks_05.ipynb #1ca8a3b5
+def _draw_rows(dice):
+    shape = tuple(int(between(dice, 2, 5)) for _ in range(4))
+    c = choice(dice, 0.0, between(dice, 0.2, 2.0))
+    return (min(shape[0], 4), *shape[1:]), c, int(between(dice, 0, 1e6))
+
+# %% ../../nbs/inside/checks_05.ipynb #3c53697e
 @check(
     "The whole loss in two lines. Whether its gradient lives where Δ = 0 and c = 0 "
-    "is the question of the next exercise."
+    "is the question of the next exercise.",
+    answer="row_loss",
+    stars=1,
 )
 def check_row_loss(row_loss):
     "`row_loss(f_t, f_r, t, r, c)`, held against sums number by number, and its gradients."
-    dice = torch.Generator().manual_seed(1)
-    for shape, c in (((4, 1, 3, 3), 0.3), ((3, 2, 2, 4), 1.7), ((4, 3, 2, 2), 0.0)):
+    shown = [((4, 1, 3, 3), 0.3, 1), ((3, 2, 2, 4), 1.7, 2), ((4, 3, 2, 2), 0.0, 3)]
+    for shape, c, seed in cases(shown, _draw_rows, 4):
+        dice = torch.Generator().manual_seed(seed)
         f_t, f_r = (torch.randn(shape, generator=dice).requires_grad_() for _ in "tr")
         t = torch.tensor([0.1, 0.5, 2.0, 80.0][: len(f_t)])
         gap = torch.tensor([0.02, 0.4, 0.1, 20.0][: len(f_t)])
-        pairs = zip(f_t.flatten(1).tolist(), f_r.flatten(1).tolist())
-        delta = [[a - b for a, b in zip(*pair)] for pair in pairs]
-        S = torch.tensor([math.fsum(v * v for v in row) for row in delta])
         got = row_loss(f_t, f_r, t, t - gap, c) if c else row_loss(f_t, f_r, t, t - gap)
-        slips = _row_slips(delta, gap, t, c) | _batch_slips(delta, gap, c)
-        want = ((S + c * c).sqrt() - c) / gap
-        if said := compare(got, want, slips, f"at c = {c:g} the loss", rtol=1e-4):
+        want, slips = _losses(f_t.detach(), f_r.detach(), t, gap, c)
+        said = compare(got, want, slips, f"at c = {c:.3g} the loss", rtol=1e-4)
+        if said := said or _row_flow(got, f_t, f_r):
             return said
-        flows = (None, None)
-        if got.requires_grad:
-            flows = torch.autograd.grad(got.sum(), [f_t, f_r], allow_unused=True)
-        if flows[0] is None:
-            return "The numbers are right, but no gradient reaches f_t: detach f_r only."
-        if flows[1] is not None and flows[1].abs().max() > 0:
-            return (
-                "The numbers are right, but the gradient also flows into f_r: "
-                "the target is taken as given, so detach it."
-            )
 
 # %% ../../nbs/inside/checks_05.ipynb #f6465900
 def _root_values(S, y):
@@ -142,14 +162,23 @@ def _root_slope(S, slope):
 # %% ../../nbs/inside/checks_05.ipynb #b5c0e502
 @check(
     "Nothing infinite enters the graph, so nothing has to be mended afterwards. "
-    "The same trick guards every 0/0 under autograd."
+    "The same trick guards every 0/0 under autograd.",
+    answer="root",
+    stars=2,
 )
 def check_root(root):
     "`root(S)`, its values and its derivative, in both precisions."
-    for values, kind in (
+    shown = [
         ([0, 1e-30, 1e-12, 0.25, 4, 0], torch.float64),
         ([0, 3.0, 2e-18, 0, 0.07, 1e-8, 50.0], torch.float32),
-    ):
+    ]
+
+    def draw(dice):
+        small = [10 ** -between(dice, 28, 32), 10 ** -between(dice, 5, 14)]
+        large = between(dice, 0.01, 60.0, 4).tolist()
+        return [0, *small, *large, 0], choice(dice, torch.float64, torch.float32)
+
+    for values, kind in cases(shown, draw):
         S = torch.tensor(values, dtype=kind)
         kept = S.clone().requires_grad_()
         y = root(kept)
@@ -169,6 +198,7 @@ def check_root(root):
             return said
 
 # %% ../../nbs/inside/checks_05.ipynb #d018a508
+@reference
 def _rows_of(sigma, n=256, stage=8):
     """n rows just apart, on normal data of standard deviation `sigma`: t, r, ‖Δ‖ and c_out.
 
@@ -189,10 +219,11 @@ def _same_weight(a, b, rtol):
     return torch.allclose(a, b, rtol=rtol)
 
 # %% ../../nbs/inside/checks_05.ipynb #b5c0e504
-def _weight_slip(w, t, r, size, c_out):
-    "The sentence of the usual slip that the weight `w` is, or None."
+@reference
+def _weight_slips(t, r, size, c_out):
+    "{sentence: the weight (B,) of that slip}."
     gap = t - r
-    slips = {
+    return {
         (
             "That is EDM's weight, fair where r = 0. Just below t, ‖Δ‖ is proportional to"
             " the gap: start from the three factors."
@@ -213,16 +244,23 @@ def _weight_slip(w, t, r, size, c_out):
             1 / (size**2 * c_out)
         ),
     }
-    return next((s for s, value in slips.items() if _same_weight(w, value, 0.03)), None)
+
+# %% ../../nbs/inside/checks_05.ipynb #bb0b1751
+def _weight_slip(w, t, r, size, c_out):
+    "The sentence of the usual slip that the weight `w` is, or None."
+    slips = _weight_slips(t, r, size, c_out)
+    return next((partly(s) for s, value in slips.items() if _same_weight(w, value, 0.03)), None)
 
 # %% ../../nbs/inside/checks_05.ipynb #b5c0e505
 @check(
     "Here ‖Δ‖ is in the gradient, so the weight must undo the gap, the denoiser's speed and "
-    "c_out, whatever σ is; under √S it would be 1/c_out alone."
+    "c_out, whatever σ is; under √S it would be 1/c_out alone.",
+    answer="fitting_weight",
+    stars=3,
 )
 def check_fitting_weight(fitting_weight):
     "`fitting_weight(t, r, sigma)`: the shares of eight groups of rows, for three sigma."
-    for sigma in (0.5, 2.0, 0.1):
+    for sigma in cases([0.5, 2.0, 0.1], lambda dice: round(between(dice, 0.15, 3.0), 2)):
         t, r, size, c_out = _rows_of(sigma)
         w = fitting_weight(t, r) if sigma == 0.5 else fitting_weight(t, r, sigma)
         if not torch.is_tensor(w) or w.shape != t.shape:
@@ -239,7 +277,7 @@ def check_fitting_weight(fitting_weight):
         if share.max() / share.min() < 1.15:
             continue
         if sigma != 0.5 and _same_weight(w, fitting_weight(t, r), 1e-3):
-            return f"Right at σ = 0.5; for {sigma:g} nothing changes: sigma is not used."
+            return partly(f"Right at σ = 0.5; for {sigma:g} nothing changes: sigma is not used.")
         i, j = int(share.argmax()), int(share.argmin())
         edges = [0.0, *t.view(8, -1)[1:, 0].tolist(), math.inf]
         return _weight_slip(w, t, r, size, c_out) or (

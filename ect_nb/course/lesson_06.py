@@ -9,7 +9,7 @@ __all__ = ['LEVELS', 'check_half_life', 'check_target', 'check_recipe']
 import torch
 from dataclasses import fields, replace
 from ..analytic import GaussianMixture
-from .check import check, compare
+from .check import between, cases, check, compare, partly, reference
 from ..diffusion import Precond
 from ..measure.sweeps import ask, sweep
 from ..networks import MLP
@@ -47,15 +47,24 @@ def _half_life_slips(beta, batch):
     }
 
 # %% ../../nbs/inside/checks_06.ipynb #f3836319
+@reference
+def _half_life(beta, batch):
+    return _steps_to_half(beta) * batch / 1000, _half_life_slips(beta, batch)
+
+# %% ../../nbs/inside/checks_06.ipynb #2b3b2d7f
 @check(
     "That is the memory of the average: β = 0.9999 at 128 a step halves in 887 thousand pictures,"
-    " far beyond a budget of 100. A short run needs a shorter memory."
+    " far beyond a budget of 100. A short run needs a shorter memory.",
+    answer="half_life",
+    stars=1,
 )
 def check_half_life(answer):
-    for beta, batch in ((0.99, 96), (0.999, 96), (0.9999, 128)):
-        what = f"The half-life at β = {beta}, {batch} a step,"
-        right = _steps_to_half(beta) * batch / 1000
-        if said := compare(answer(beta, batch), right, _half_life_slips(beta, batch), what):
+    shown = [(0.99, 96), (0.999, 96), (0.9999, 128)]
+    draw = lambda dice: (1 - 10 ** -between(dice, 1.3, 4.0), int(between(dice, 16, 512)))
+    for beta, batch in cases(shown, draw):
+        what = f"The half-life at β = {beta:.6g}, {batch} a step,"
+        right, slips = _half_life(beta, batch)
+        if said := compare(answer(beta, batch), right, slips, what):
             return said
 
 # %% ../../nbs/inside/checks_06.ipynb #aa6ee3be
@@ -71,9 +80,9 @@ class _TargetModel(nn.Module):
         return self.w * x / (1 + t[:, None]) + (0 / t)[:, None]
 
 # %% ../../nbs/inside/checks_06.ipynb #9a0fcada
-def _target_rows():
-    rng = torch.Generator().manual_seed(6)
-    t = torch.tensor([0.5, 1.0, 2.0, 4.0, 0.2, 8.0])
+def _target_rows(seed, first=0.5):
+    rng = torch.Generator().manual_seed(seed)
+    t = torch.tensor([first, 1.0, 2.0, 4.0, 0.2, 8.0])
     return (
         torch.randn(6, 2, generator=rng),
         t,
@@ -130,7 +139,7 @@ def _target_slips(x0, t, r, eps):
 def _target_gradient(f, got, right, a, t, r):
     "What is wrong with the gradient that a target leaves to the weights, or None."
     if not (f(a, t) - got).requires_grad:
-        return (
+        return partly(
             "After your lines the model has no gradient any more (requires_grad_(False)?): the"
             " answer at t must still learn. Compute the target under torch.no_grad() and leave the"
             " model as it is."
@@ -143,31 +152,41 @@ def _target_gradient(f, got, right, a, t, r):
         " of the loss"
     )
     if compare(f.w.grad, want, what=what):
-        return (
+        return partly(
             "The values are right, but a gradient flows through the target, so that it moves as"
             " well: compute it under torch.no_grad(), or detach it."
         )
 
 # %% ../../nbs/inside/checks_06.ipynb #b22ddb15
+@reference
+def _target(x0, t, r, eps):
+    "The target (B, D) for the model of this check, and what slips give."
+    return _exact_answer(x0, r, x0 + r[:, None] * eps, r), _target_slips(x0, t, r, eps)
+
+# %% ../../nbs/inside/checks_06.ipynb #c9030034
 @check(
     "The same noise, no gradient, the clean point at r = 0: the answer at t moves, and this one"
-    " waits for it."
+    " waits for it.",
+    answer="target",
+    stars=2,
 )
 def check_target(answer):
-    f, (x0, t, r, eps) = _TargetModel(), _target_rows()
-    got, again = answer(f, x0, t, r, eps), answer(f, x0, t, r, eps)
-    if said := _target_form(f, got, again, x0, r):
-        return said
-    right = _exact_answer(x0, r, x0 + r[:, None] * eps, r)
-    if said := compare(got, right, _target_slips(x0, t, r, eps), "The target"):
-        return said
-    return _target_gradient(f, got, right, x0 + t[:, None] * eps, t, r)
+    draw = lambda dice: (int(between(dice, 0, 1e6)), between(dice, 0.3, 3.0))
+    for seed, first in cases([(6, 0.5)], draw, 2):
+        f, (x0, t, r, eps) = _TargetModel(), _target_rows(seed, first)
+        got, again = answer(f, x0, t, r, eps), answer(f, x0, t, r, eps)
+        if said := _target_form(f, got, again, x0, r):
+            return said
+        right, slips = _target(x0, t, r, eps)
+        said = compare(got, right, slips, "The target")
+        if said := said or _target_gradient(f, got, right, x0 + t[:, None] * eps, t, r):
+            return said
 
 # %% ../../nbs/inside/checks_06.ipynb #c3e42778
 LEVELS = LogNormal(0.0, 2.0)
 
 # %% ../../nbs/inside/checks_06.ipynb #1c244c6b
-def _recipe_errors(changes):
+def _recipe_errors(changes, seeds):
     """Mean errors (of the averages, of the last weights) over four seeds of 400 steps from random
     weights, the page's settings with `changes`."""
     mixture = GaussianMixture([[-1.1], [0.1], [1.2]], [0.12, 0.05, 0.08], [0.40, 0.25, 0.35])
@@ -183,7 +202,7 @@ def _recipe_errors(changes):
         ema=0.99,
         stages=Stages(2, every=19_200, last=6),
     )
-    configs, starts = [replace(page, seed=s, **changes) for s in range(4)], []
+    configs, starts = [replace(page, seed=s, **changes) for s in seeds], []
     with torch.random.fork_rng([]):
         for c in configs:
             torch.manual_seed(c.seed)
@@ -196,12 +215,12 @@ def _recipe_errors(changes):
     ], configs[0]
 
 # %% ../../nbs/inside/checks_06.ipynb #f9c57fb0
-def _too_far(errors, config):
+def _too_far(errors, config, bar=0.28):
     "What keeps a recipe of these mean errors above the bar, or None."
     averaged, last = errors
-    if averaged < 0.28:
+    if averaged < bar:
         return None
-    said = f"The mean error is {averaged:.3f}, and the bar is 0.280. "
+    said = f"The mean error is {averaged:.3f}, and the bar is {bar:.3f}. "
     if last < 0.8 * averaged:
         return (
             said
@@ -246,8 +265,16 @@ def _no_recipe(changes):
 # %% ../../nbs/inside/checks_06.ipynb #bd7818b7
 @check(
     "Under the bar, over all four seeds together. Which of your changes did it? Take them back one"
-    " at a time."
+    " at a time.",
+    answer="recipe",
+    stars=3,
 )
 def check_recipe(answer):
     changes = answer() if callable(answer) else answer
-    return _no_recipe(changes) or _too_far(*_recipe_errors(changes))
+    seeds = cases(range(4), lambda dice: int(between(dice, 10, 1e6)), 4)
+    bar = 0.28 if seeds == [0, 1, 2, 3] else 0.30  # four other seeds differ by as much
+    if said := _no_recipe(changes):
+        return said
+    errors, config = _recipe_errors(changes, seeds)
+    said = _too_far(errors, config, bar)
+    return said and partly(said, 0.5 if errors[0] < 0.34 else 0.0)

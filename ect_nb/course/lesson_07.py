@@ -8,7 +8,7 @@ __all__ = ['check_two_steps', 'check_best_second_time', 'check_width_after']
 # %% ../../nbs/inside/checks_07.ipynb #2677c5f4
 import torch
 from ..analytic import GaussianMixture
-from .check import check, compare
+from .check import between, cases, check, choice, compare, reference
 from ..sampling import multistep
 
 # %% ../../nbs/inside/checks_07.ipynb #30091dbd
@@ -50,27 +50,36 @@ def _two_step_slips(f, x, z1, z2, t1, t2):
     } | _noise_slips(f, x, z1, z2, t1, t2)
 
 # %% ../../nbs/inside/checks_07.ipynb #bef79732
+@reference
+def _twice(mix, z1, z2, t1, t2):
+    "The two-step samples (B,) of the exact map, and what slips give."
+    f = mix.exact_map
+    x = f(t1 * z1, t1)
+    return f(x + t2 * z2, t2), _two_step_slips(f, x, z1, z2, t1, t2)
+
+# %% ../../nbs/inside/checks_07.ipynb #63b12250
 @check(
     "Noise of size t₂ on the first answer, and the question again: all of consistency sampling is"
-    " in these two lines."
+    " in these two lines.",
+    answer="two_steps",
+    stars=1,
 )
 def check_two_steps(two_steps):
+    def draw(dice):
+        mix = GaussianMixture(between(dice, -1.5, 1.5, 2), between(dice, 0.1, 0.4, 2))
+        z1, z2 = torch.randn(2, 6, generator=dice)
+        return mix, z1, z2, between(dice, 2.0, 9.0), between(dice, 0.3, 1.8)
+
     mix = GaussianMixture([-1.0, 0.6], [0.3, 0.2])
-
-    def f(x, t):
-        return mix.exact_map(x, float(torch.as_tensor(t).flatten()[0]))
-
     z1, z2 = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
-    for t1, t2 in ((5.0, 0.7), (3.0, 1.5)):
-        x = f(t1 * z1, t1)
-        said = compare(
-            two_steps(f, z1, z2, t1, t2),
-            f(x + t2 * z2, t2),
-            _two_step_slips(f, x, z1, z2, t1, t2),
-            "the sample",
-            rtol=1e-4,
-        )
-        if said:
+    for mix, z1, z2, t1, t2 in cases([(mix, z1, z2, 5.0, 0.7), (mix, z1, z2, 3.0, 1.5)], draw):
+
+        def f(x, t, mix=mix):
+            return mix.exact_map(x, float(torch.as_tensor(t).flatten()[0]))
+
+        want, slips = _twice(mix, z1, z2, t1, t2)
+        got = two_steps(f, z1, z2, t1, t2)
+        if said := compare(got, want, slips, "the sample", rtol=1e-4):
             return said
 
 # %% ../../nbs/inside/checks_07.ipynb #3e7e352d
@@ -105,8 +114,20 @@ def _cost_slips(samples, data):
     }
 
 # %% ../../nbs/inside/checks_07.ipynb #d03f75a1
-def _second_times(f, z1, z2, data, grid):
+def _wavy(mix, error, wave):
+    "A model f(x, t): the exact map of `mix`, and an error of its own at each level."
+
+    def f(x, t):
+        shrunk = mix.exact_map(x, t) * (1 - error * t**2 / (1 + t**2))
+        return shrunk + 0.1 * torch.sin(wave * x / t)
+
+    return f
+
+# %% ../../nbs/inside/checks_07.ipynb #3eabb54c
+@reference
+def _second_times(mix, error, wave, z1, z2, data, grid):
     "What `best_second_time` should name, and {sentence: what a slip would name}."
+    f = _wavy(mix, error, wave)
     x, times = f(80 * z1, 80.0), grid.tolist()
     twos, areas = (
         [f(x + t * z2, t) for t in times],
@@ -130,25 +151,25 @@ def _second_times(f, z1, z2, data, grid):
     return pick(right), slips | {said: pick(cost) for said, cost in _cost_slips(twos, data).items()}
 
 # %% ../../nbs/inside/checks_07.ipynb #07ab0002
-@check("The right time in every case tried. `search_times` does this for more than one time.")
+@check(
+    "The right time in every case tried. `search_times` does this for more than one time.",
+    answer="best_second_time",
+    stars=2,
+)
 def check_best_second_time(best_second_time):
     mix, found = GaussianMixture([-1.0, 0.6], [0.2, 0.1], [0.5, 0.5]), []
-    for seed, error, wave, size in (
-        (8, 0.3, 5, 20),
-        (3, 0.6, 3, 31),
-        (5, 0.1, 8, 31),
-        (11, 0.9, 2, 40),
-    ):
-        dice = torch.Generator().manual_seed(seed)
-
-        def f(x, t):
-            return mix.exact_map(x, t) * (1 - error * t**2 / (1 + t**2)) + 0.1 * torch.sin(
-                wave * x / t
-            )
-
+    shown = [(8, 0.3, 5, 20), (3, 0.6, 3, 31), (5, 0.1, 8, 31), (11, 0.9, 2, 40)]
+    draw = lambda dice: (
+        int(between(dice, 0, 1e6)),
+        between(dice, 0.1, 0.9),
+        choice(dice, 2, 3, 5, 8),
+        int(between(dice, 20, 40)),
+    )
+    for seed, error, wave, size in cases(shown, draw, 2):
+        dice, f = torch.Generator().manual_seed(seed), _wavy(mix, error, wave)
         z1, z2 = torch.randn(2, 200, generator=dice)
         data, grid = mix.sample(200, dice), torch.logspace(-1.5, 1, size)
-        want, slips = _second_times(f, z1, z2, data, grid)
+        want, slips = _second_times(mix, error, wave, z1, z2, data, grid)
         got = best_second_time(f, z1, z2, data, grid)
         try:
             found.append(
@@ -215,24 +236,40 @@ def _width_slips(S, times, want):
     } | _jump_slips(S, times)
 
 # %% ../../nbs/inside/checks_07.ipynb #e29c044f
+@reference
+def _width(S, times):
+    "The standard deviation that jumps leave, and what slips give."
+
+    def model(x, t):
+        return x * (S**2 / (S**2 + t**2))[:, None]
+
+    want = multistep(model, torch.ones(1, 1, dtype=torch.float64), times[:-1]).squeeze()
+    if times[-1] > 0:
+        want = torch.tensor(_through(S, times, lambda x, d, t, s: d + s / t * (x - d)))
+    return want, _width_slips(S, times, want)
+
+# %% ../../nbs/inside/checks_07.ipynb #85a88ebe
 @check(
     "A jump multiplies by (S² + st) / (S² + t²), the path by √(S² + s²) / √(S² + t²), which is more"
     " (Cauchy-Schwarz): jumps of an ideal denoiser always come out too narrow, and less so the"
-    " shorter they are."
+    " shorter they are.",
+    answer="width_after",
+    stars=3,
 )
 def check_width_after(width_after):
-    for S, times in (
-        (0.5, (80.0, 5.0, 0.8, 0.2)),
-        (2.0, (80.0, 9.0, 1.0, 0.0)),
-        (0.5, (10.0, 0.0)),
-    ):
+    shown = [(0.5, (80.0, 5.0, 0.8, 0.2)), (2.0, (80.0, 9.0, 1.0, 0.0)), (0.5, (10.0, 0.0))]
 
-        def model(x, t):
-            return x * (S**2 / (S**2 + t**2))[:, None]
+    def draw(dice):
+        low = choice(dice, 0.0, between(dice, 0.05, 0.3))
+        return between(dice, 0.3, 2.0), (
+            80.0,
+            *sorted(between(dice, 0.5, 9.0, 2).tolist())[::-1],
+            low,
+        )
 
-        want = multistep(model, torch.ones(1, 1, dtype=torch.float64), times[:-1]).squeeze()
-        if times[-1] > 0:
-            want = torch.tensor(_through(S, times, lambda x, d, t, s: d + s / t * (x - d)))
-        got, slips = width_after(S, list(times)), _width_slips(S, times, want)
-        if said := compare(got, want, slips, "the standard deviation", rtol=1e-4):
+    for S, times in cases(shown, draw):
+        want, slips = _width(S, times)
+        if said := compare(
+            width_after(S, list(times)), want, slips, "the standard deviation", rtol=1e-4
+        ):
             return said

@@ -1,0 +1,120 @@
+"""A student's environment and the tools around it on systems that are not here: a Scripts/ layout,
+an 8-bit locale, no os.getuid; all simulated."""
+
+import os
+import pytest
+import re
+import runpy
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import students
+
+
+def test_the_python_of_an_environment_is_found_in_both_layouts():
+    assert students.python_of("x", windows=True) == Path("x/Scripts/python.exe")
+    assert students.python_of("x", windows=False) == Path("x/bin/python")
+
+
+@pytest.mark.parametrize(
+    "platform, gpu, cpu_build",
+    [
+        ("linux", False, True),
+        ("linux", True, False),
+        ("win32", False, True),
+        ("darwin", False, False),
+    ],
+)
+def test_torch_comes_without_cuda_where_no_gpu_is_seen(platform, gpu, cpu_build):
+    assert students.needs_cpu_build(platform, gpu) is cpu_build
+
+
+def test_from_a_stick_no_network_is_asked():
+    assert students.sources("wheels", cpu=True) == ["--no-index", "--find-links", "wheels"]
+    assert students.sources(None, cpu=False) == []
+
+
+def test_students_need_what_the_kit_needs_and_nothing_of_contributors():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    known = project["dependencies"] + extras["lab"]
+    ours = {re.split("[<>=]", n)[0]: n for n in students.NEEDS}
+    for name, need in ours.items():
+        assert name == "ipykernel" or need in known, need
+    contributors = {re.split("[<>=]", n)[0] for n in extras["dev"]}
+    assert not set(ours) & (contributors - {"ect_nb"})
+    assert {re.split("[<>=]", n)[0] for n in project["dependencies"]} - set(ours) == {
+        "torchvision",
+        "clean-fid",
+    }
+
+
+def test_commands_run_in_order_and_a_failure_is_a_sentence(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(students.subprocess, "call", lambda c, **k: asked.append(c) or 0)
+    monkeypatch.setattr(students, "needs_cpu_build", lambda: True)
+    (tmp_path / "v").mkdir()
+    students.make(tmp_path / "v")
+    assert (
+        asked[0][1:3] == ["-m", "venv"]
+        and "--index-url" in asked[1]
+        and "jupyterlab>=4.2" in asked[2]
+    )
+    with pytest.raises(SystemExit, match="no folder"):
+        students.make(tmp_path / "v", tmp_path / "no_stick")
+    monkeypatch.setattr(students.subprocess, "call", lambda c, **k: 1)
+    with pytest.raises(SystemExit, match="could not be"):
+        students.make(tmp_path / "w")
+
+
+def test_an_old_python_is_told_which_is_needed(monkeypatch, tmp_path):
+    monkeypatch.setattr(students.sys, "version_info", (3, 9, 1))
+    with pytest.raises(SystemExit, match="3.11 to 3.14"):
+        students.make(tmp_path)
+
+
+def test_the_launcher_runs_where_there_is_no_getuid(monkeypatch):
+    told = []
+    monkeypatch.delattr(os, "getuid", raising=False)
+    monkeypatch.setattr(os, "execv", lambda path, command: told.append(command))
+    monkeypatch.setattr(sys, "argv", ["lab.py", "--projector"])
+    monkeypatch.setenv("ECT_NB_SHARP", "1")
+    runpy.run_path(str(ROOT / "tools" / "lab.py"), run_name="__main__")
+    assert "--allow-root" not in told[0] and "--projector" not in told[0]
+    assert os.environ["ECT_NB_SHARP"] == "2"
+
+
+def test_the_tools_read_and_write_under_an_8_bit_locale():
+    """No text is read or written in the locale's encoding: every call in tools names its own."""
+    for path in (ROOT / "tools").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert ".read_text()" not in text, path.name
+        if path.stem.startswith("make_"):
+            continue
+        for line in re.findall(r"^.*\.write_text\(.*\)$", text, re.M):
+            assert "encoding=" in line or 'write_text("")' in line, (path.name, line)
+
+
+def test_teaching_is_current_and_its_minutes_add_up_under_an_8_bit_locale(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, 'tools'); import teaching; s = teaching.plan_file(); "
+        "assert not list(teaching.offences(s)), list(teaching.offences(s)); "
+        "assert teaching.OUT.read_text(encoding='utf-8') == teaching.text(s), 'make sync'"
+    )
+    env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_a_plan_that_does_not_add_up_is_told():
+    import teaching
+
+    said = teaching.plan_file()
+    said["plan"][0]["block"][0][0] += 1
+    said["poll"][0]["heading"] = "No such heading"
+    told = "\n".join(teaching.offences(said))
+    assert "adds up to 91 minutes" in told and "No such heading" in told

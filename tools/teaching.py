@@ -1,0 +1,156 @@
+"""Write TEACHING.md from tools/teaching.toml, the pages and tests/slips.
+
+`offences` says what does not fit: minutes that do not add up, a heading that no page has, a poll
+without its key."""
+
+import exercises
+import json
+import re
+import sys
+import tomllib
+from house import ROOT, page
+from pathlib import Path
+
+OUT = ROOT / "TEACHING.md"
+GRADES = """| points | an open answer |
+|---|---|
+| 4 | states a claim, the experiment that could have refuted it, a number with its interval or its \
+seeds, and what follows |
+| 3 | as 4, but the interval, the seeds or the alternative is missing |
+| 2 | a number and a claim that do not quite meet |
+| 1 | an observation without a claim, or a claim without an experiment |
+| 0 | nothing that could be wrong |"""
+
+
+def plan_file():
+    return tomllib.loads((ROOT / "tools" / "teaching.toml").read_text(encoding="utf-8"))
+
+
+def headings(name):
+    "The level-two headings of a page."
+    nb = json.loads(page(name).read_text(encoding="utf-8"))
+    text = "\n".join("".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "markdown")
+    return re.findall(r"^## (.+)$", text, re.M)
+
+
+def link(name, heading):
+    "A link to the heading of a page, or words for a break."
+    if not name:
+        return "–"
+    at = page(name).relative_to(ROOT).as_posix()
+    return f"[{page(name).stem} · {heading}]({at}#{heading.replace(' ', '-')})"
+
+
+def offences(said):
+    "Sentences on what does not fit."
+    places = [(b[1], b[2]) for p in said["plan"] for b in p["block"] if b[1]]
+    places += [(p["page"], p["heading"]) for p in said["poll"]]
+    for name, heading in places:
+        if page(name) is None or heading not in headings(name):
+            yield f"teaching.toml names '{heading}' of {name}, which no page has: mend it."
+    for p in said["plan"]:
+        if (total := sum(b[0] for b in p["block"])) != p["minutes"]:
+            yield f"the plan '{p['name']}' adds up to {total} minutes, not {p['minutes']}: mend it."
+        for known in re.findall(r"\b[PD]\d\b", json.dumps(p)):
+            if known not in {q["id"] for q in said["poll"] + said["debate"]}:
+                yield f"the plan '{p['name']}' names {known}, which is no poll or debate: add it."
+    for p in said["poll"]:
+        if not 0 <= ord(p["key"]) - 97 < len(p["options"]):
+            yield f"the poll {p['id']} has the key {p['key']}, which is none of its options."
+
+
+def plans(said):
+    for p in said["plan"]:
+        rows = "\n".join(f"| {b[0]} | {link(b[1], b[2])} | {b[3]} |" for b in p["block"])
+        head = "| minutes | project | ask, say, do |\n|---|---|---|"
+        total = f"| **{sum(b[0] for b in p['block'])}** | | |"
+        yield f"### {p['name']}\n\n{p['needs']}\n\n{head}\n{rows}\n{total}\n"
+
+
+def polls(said):
+    for p in said["poll"]:
+        options = "; ".join(f"({chr(97 + i)}) {o}" for i, o in enumerate(p["options"]))
+        yield f"- **{p['id']}**, {link(p['page'], p['heading'])}. {p['ask']} {options}."
+        yield f"  <details><summary>Key</summary>({p['key']}). {p['why']}</details>"
+    for d in said["debate"]:
+        yield f"- **{d['id']}**, a debate. *{d['claim']}* For: {d['for']} Against: {d['against']}"
+
+
+def slips():
+    "What goes wrong, a line for each slip that the checks know: generated from tests/slips."
+    for file in sorted((ROOT / "tests" / "slips").glob("*.toml")):
+        found = tomllib.loads(file.read_text(encoding="utf-8")).get("slip", [])
+        if not found:
+            continue
+        yield f"\n<details><summary>Page {file.stem}: {len(found)} slips</summary>\n"
+        yield "| exercise | where it should be | one writes | and is told |\n|---|---|---|---|"
+        for s in found:
+            old, new, says = (one_line(s[k]) for k in ("old", "new", "says"))
+            yield f"| {s['exercise'].removeprefix('check_')} | `{old}` | `{new}` | {says} |"
+        yield "\n</details>"
+
+
+def one_line(text):
+    return " ".join(text.split()).replace("|", "\\|").replace("`", "'") or "(nothing)"
+
+
+def answers():
+    "Where each exercise stands, its stars, and its solution folded."
+    for path in sorted((ROOT / "nbs" / "lessons").glob("0*.ipynb")):
+        for e in exercises.exercises(json.loads(path.read_text(encoding="utf-8"))):
+            yield f"<details><summary>{path.stem} {'★' * e.stars} {e.title}</summary>\n"
+            yield f"```python\n{e.solution}\n```\n</details>\n"
+
+
+def text(said):
+    "TEACHING.md."
+    parts = [
+        "# Teaching with ect_nb",
+        "The pages are the lecture: project them, ask before every reveal, let the class run them. "
+        "`make class` writes what students get (`out/class/student.zip`, no answer in it) and a "
+        "solved copy for you.",
+        "## The room in five lines",
+        "1. Students need Python 3.11 to 3.14, no administrator, no git, no make.\n"
+        "2. They unpack `student.zip` and run `python tools/students.py` (Windows: `py "
+        "tools\\students.py`).\n"
+        "3. Poor wifi: `make stick` gathers the wheels of three systems; then `python "
+        "tools/students.py --stick FOLDER`.\n"
+        "4. Lesson 00 tunes for minutes: run it on your machine before the hour.\n"
+        "5. Collect the files `hand_in_….json` in one folder and run `python -m ect_nb grade "
+        "FOLDER`.",
+        "## Plans",
+        *plans(said),
+        "## Polls and debates",
+        "Hands, cards or one screen; note the counts before you reveal.",
+        *polls(said),
+        "## Projecting",
+        "`python tools/lab.py --projector` (or `ECT_NB_SHARP=2` before Jupyter starts) draws "
+        "pictures twice as fine; with the browser at 200 % type of 9 points is 24 sharp pixels on "
+        "1080 lines.",
+        "## Grading",
+        "A check gives 1 for a right answer, a half for a slip that it knows by name, 0 otherwise; "
+        "points are that times the stars. What a hand-in says of itself is not read: the answers "
+        "are asked again about cases drawn when you grade, each hand-in in a process of its own, "
+        "which sees no check. `grades/grades.csv` is the table, a page each lies beside it, and "
+        "`grades/seed.txt` repeats the same cases. On Windows the memory of an answer is not "
+        "bounded, only its time.",
+        GRADES,
+        "## The contest",
+        "From the shipped start to garments in one evaluation and in at most four: at most 24,000 "
+        "pictures of tuning or 60 s, at most two million parameters, one safetensors file. `python "
+        "-m ect_nb contest board FOLDER` judges all with the same unseen noise and prints ranks "
+        "that differ only where intervals do.",
+        "## What goes wrong",
+        *slips(),
+        "## Answers",
+        *answers(),
+        "<!-- Written by tools/teaching.py from teaching.toml, pages and tests/slips. -->",
+    ]
+    return "\n".join(part if part.startswith(("|", "- ", "  <")) else part + "\n" for part in parts)
+
+
+if __name__ == "__main__":
+    said = plan_file()
+    if found := list(offences(said)):
+        sys.exit("teaching: " + "\n".join(found))
+    Path(OUT).write_text(text(said), encoding="utf-8")
