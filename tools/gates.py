@@ -28,7 +28,7 @@ from pathlib import Path
 LAYERS = [
     "exact io.files",
     "analytic schedules networks course.check show.pictures io.data",
-    "asking branches",
+    "asking branches wrapping",
     "diffusion losses io.pickles io.published",
     "consistency sampling objectives io.weights",
     "training.runs training.speed training.processes",

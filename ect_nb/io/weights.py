@@ -16,7 +16,7 @@ import tempfile
 import torch
 import urllib.error
 import warnings
-from .. import networks
+from .. import networks, wrapping
 from ..diffusion import Precond
 from . import data, files, pickles
 from pathlib import Path
@@ -34,6 +34,11 @@ def describe(model):
     None for a network that is not of this kit; a subclass that changes more than the name is none.
     """
     model = networks.inside(model)
+    if isinstance(model, wrapping.Wrapped):
+        net, around = describe(model.net), wrapping.settings_of(model)
+        return net and around and dict(name="Wrapped", net=net, **around)
+    if foreign := wrapping.described(model):
+        return foreign
     name = next((k for k, kit in BUILDERS.items() if _only_named(type(model), kit)), None)
     if name is None:
         return None
@@ -55,15 +60,18 @@ def build(description):
     "A fresh model from what `describe` returned. ValueError if no network can be made of it."
     kw = dict(description)
     name = kw.pop("name", None)
-    if not isinstance(name, str) or name not in BUILDERS:
+    if isinstance(name, str) and name.startswith("diffusers:"):
+        return wrapping.made(name, kw.get("config"))
+    makers = BUILDERS | dict(Wrapped=wrapping.wrapped_by)
+    if not isinstance(name, str) or name not in makers:
         raise ValueError(
             f"unknown network {name!r:.40}: this version of ect_nb knows {', '.join(BUILDERS)}; a"
             " newer version may know more"
         )
     try:
-        if name == "Precond":
+        if name in ("Precond", "Wrapped"):
             kw["net"] = build(kw["net"])
-        return BUILDERS[name](**kw)
+        return makers[name](**kw)
     except (
         TypeError,
         LookupError,

@@ -108,11 +108,14 @@ def draw(config, data, step, stage, device, mine=slice(None)):
 
 # %% ../../nbs/inside/trainer.ipynb #1d8953e1
 def _labels(model, data, index, like):
-    "One-hot labels for a network that asks for them, on the device of `like`; else nothing."
+    """What the network is told of these rows, on the device of `like`: one-hot labels, if it asks
+    for them, and the `conditions` of the data by their names."""
+    conditions = getattr(data, "conditions", None) or {}
+    told = {k: v[queued(index, v, torch.int64)].to(like.device) for k, v in conditions.items()}
     classes, labels = classes_of(model), getattr(data, "labels", None)
-    if not classes or labels is None:
-        return {}
-    return dict(labels=F.one_hot(labels[queued(index, labels)], classes).to(like))
+    if classes and labels is not None:
+        told["labels"] = F.one_hot(labels[queued(index, labels)], classes).to(like)
+    return told
 
 # %% ../../nbs/inside/trainer.ipynb #36a31a89
 @contextmanager
@@ -215,8 +218,9 @@ def train(
 
     It trains a copy of `model` on `data` as `config` says. `data`: a float tensor (N, …) in
     [-1, 1], `Pictures`, or anything with len(data) and data.batch(indices) -> float (B, …); its
-    `labels` (N,) go to a network that wants classes, its `checksum` into the record. What is frozen
-    stays so, mode and all, unless everything is. `teacher`: for an objective that keeps one; the
+    `labels` (N,) go to a network that wants classes, its `conditions`, a dict of tensors (N, …), to
+    the network by name, its `checksum` into the record. What is frozen stays so, mode and all,
+    unless everything is. `teacher`: for an objective that keeps one; the
     given `model` unless another is given. `device`: that of `model` unless given.
 
     With a `folder` the run can be killed at any moment and continued by the same call, bit for bit
@@ -436,7 +440,7 @@ def facts_of(config, model, data, teacher=None):
         config=json.loads(json.dumps(to_json(config))),
         init=checksum(model.state_dict()),
         data=dict(name=name, n=len(data), checksum=mark),
-        network=weights.describe(model),
+        network=weights.describe(model) or getattr(model, "facts", None),
         code=_own_code(model),
         software=f"torch {torch.__version__}",
     )
