@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'OTHER_NAMES', 'SCHEDULES', 'EDM', 'RectifiedFlow', 'Cosine', 'DDPM', 'variances', 'between', 'clean',
-           'Wrapped', 'wrap', 'of_scheduler', 'described', 'made', 'settings_of', 'wrapped_by']
+           'from_edge', 'Wrapped', 'wrap', 'of_scheduler', 'described', 'made', 'settings_of', 'wrapped_by']
 
 # %% ../nbs/workshop/your_network.ipynb #0b76b549
 import inspect
@@ -19,16 +19,19 @@ from torch import nn
 # %% ../nbs/workshop/your_network.ipynb #a686a6db
 @dataclass(frozen=True)
 class EDM:
-    """The network is told ln t / 4, and x of standard deviation 1 where that of the data is
-    `sigma_data`. Karras et al. 2022, Table 1."""
+    """The network is told `scale` · ln t / 4, and x of standard deviation 1 where that of the data
+    is `sigma_data`. Karras et al. 2022, Table 1. In evaluation mode f(x, `sigma_min`) = x, if the
+    network predicts F. The consistency models of OpenAI have the scale 1000."""
 
     sigma_data: float = 0.5
+    scale: float = 1.0
+    sigma_min: float = 0.0
 
     def alpha(self, t):
         return (t**2 + self.sigma_data**2).rsqrt()
 
     def time(self, t, levels=None):
-        return t.log() / 4
+        return self.scale * t.log() / 4
 
 # %% ../nbs/workshop/your_network.ipynb #eed796b6
 @dataclass(frozen=True)
@@ -129,6 +132,12 @@ def clean(x, t, y, a, b):
     "x0 of x = x0 + t eps and y = a x0 + b eps."
     return (b * x - t * y) / (b - a * t)
 
+
+def from_edge(x, t, F, edm):
+    "The same for EDM's F, but x itself at t = sigma_min. Song et al. 2023, App. C."
+    d, above = edm.sigma_data, t - edm.sigma_min
+    return x / (1 + (above / d) ** 2) + above * d * edm.alpha(t) * F
+
 # %% ../nbs/workshop/your_network.ipynb #f2c2a918
 class Wrapped(nn.Module):
     """f(x, t) around a network `net`(αx, s, …) with the given `parametrisation` (a name of
@@ -151,6 +160,9 @@ class Wrapped(nn.Module):
         a, b = TARGETS[self.parametrisation](s, self.schedule)
         time = self.schedule.time(t, self.levels)
         y = self.ask(self.schedule.alpha(s) * x, time, self.told(labels), kw)
+        edge = getattr(self.schedule, "sigma_min", 0.0) if self.parametrisation == "F" else 0.0
+        if edge and not self.training:
+            return from_edge(x, s, y.to(x.dtype), self.schedule).to(kind)
         return clean(x, s, y.to(x.dtype), a, b).to(kind)
 
 # %% ../nbs/workshop/your_network.ipynb #06b19b23
@@ -198,7 +210,7 @@ def wrap(model, parametrisation=None, schedule=None, labels=None, classes=None, 
     out where it can be told), `null` the number that means no class; other conditions are handed on
     by name. ValueError for what does not fit together."""
     if hasattr(schedule, "config") and hasattr(schedule, "timesteps"):
-        theirs, schedule = of_scheduler(schedule.config)
+        theirs, schedule = of_scheduler(dict(schedule.config, _class_name=type(schedule).__name__))
         parametrisation = parametrisation or theirs
     name = OTHER_NAMES.get(parametrisation, parametrisation)
     if name not in TARGETS:
@@ -236,6 +248,8 @@ def of_scheduler(config):
     target = get("prediction_type", "epsilon")
     if kind.startswith("EDM"):
         return {"epsilon": "F", "v_prediction": "v"}.get(target), EDM(get("sigma_data", 0.5))
+    if kind.startswith("CMStochastic"):
+        return "F", EDM(get("sigma_data", 0.5), 1000.0, get("sigma_min", 0.002))
     rule = dict(squaredcos_cap_v2="cosine").get(get("beta_schedule"), get("beta_schedule"))
     if rule is None or get("rescale_betas_zero_snr"):
         raise ValueError(f"the schedule of {kind or 'this scheduler'} is none that wrap knows")

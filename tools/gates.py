@@ -28,10 +28,10 @@ from pathlib import Path
 LAYERS = [
     "exact io.files",
     "analytic schedules networks course.check show.pictures io.data",
-    "asking branches wrapping",
+    "asking branches wrapping edm2",
     "diffusion losses io.pickles io.published",
     "consistency sampling objectives io.weights",
-    "training.runs training.speed training.processes",
+    "training.runs training.speed training.processes io.export",
     "training.config",
     "training.loop",
     "training.recipes measure.features measure.bulk",

@@ -22,6 +22,7 @@ from torch import nn
 
 # %% ../../nbs/inside/trainer.ipynb #3eedf5a7
 from ..branches import queued
+from ..edm2 import kept
 from ..io import files, weights
 from ..networks import classes_of, dtype_of, inside, shares_dropout
 from ect_nb.training.config import (
@@ -160,6 +161,13 @@ def update_ema(ema, model, beta):
     for a, b in zip(ema.buffers(), model.buffers()):
         a.copy_(b)
 
+# %% ../../nbs/inside/trainer.ipynb #5ca1ab06
+def _stays(config, step):
+    "The share of the average that stays after the `step` (1, 2, …)."
+    if config.ema_rel:
+        return kept(step, config.ema_rel)
+    return min(config.ema, step / (step + 9)) if config.ema_rampup else config.ema
+
 # %% ../../nbs/inside/trainer.ipynb #7d1c40e0
 def train_step(run):
     """One optimisation step of `run`; returns the mean loss as a tensor on the device, so that
@@ -172,7 +180,10 @@ def train_step(run):
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     run.team.average_buffers(run.model)
-    update_ema(run.ema, run.model, min(c.ema, n / (n + 9)) if c.ema_rampup else c.ema)
+    for layer in run.model.modules():
+        if hasattr(layer, "settle"):  # EDM2's weights are brought back to their length
+            layer.settle()
+    update_ema(run.ema, run.model, _stays(c, n))
     if "target" in run.kept:
         update_ema(run.kept["target"], run.model, c.objective.target_ema)
     return total
@@ -281,6 +292,9 @@ def _handed_over(model):
     if not any(p.requires_grad for p in live.parameters()):
         for name, p in live.named_parameters():
             p.requires_grad_(name in getattr(model, "trained", {name}))
+    for layer in live.modules():
+        if hasattr(layer, "settle") and any(p.requires_grad for p in layer.parameters()):
+            layer.settle()
     return live if model.training else _awake(live)
 
 # %% ../../nbs/inside/trainer.ipynb #cb1b0689
