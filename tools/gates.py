@@ -31,7 +31,7 @@ LAYERS = [
     "asking branches wrapping edm2",
     "diffusion losses io.pickles io.published",
     "consistency sampling objectives io.weights",
-    "training.runs training.speed training.processes io.export",
+    "training.runs training.speed training.processes training.logs io.export",
     "training.config",
     "training.loop",
     "training.recipes measure.features measure.bulk",

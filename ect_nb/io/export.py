@@ -87,7 +87,7 @@ def to_onnx(model, path, shape, half=False):
     proto = program.model_proto
     bare(proto.graph)
     if half:
-        halve(onnx, proto.graph)
+        halve(onnx, proto.graph, Asked(model).state_dict())
     path = Path(path)
     files.write_atomically(path, proto.SerializeToString())
     return path
@@ -101,14 +101,18 @@ def bare(graph):
     del graph.value_info[:], graph.metadata_props[:]
 
 
-def halve(onnx, graph):
-    "Keep the float32 weights of an ONNX `graph` as float16, each behind a cast back to float32."
+def halve(onnx, graph, names):
+    """Keep the float32 weights called `names` of an ONNX `graph` as float16, and what float16 holds
+    exactly, each behind a cast back to float32."""
     casts = []
     for weight in graph.initializer:
         if weight.data_type != onnx.TensorProto.FLOAT or sum(weight.dims) < 16:
             continue
         name, numbers = weight.name, onnx.numpy_helper.to_array(weight)
-        weight.CopyFrom(onnx.numpy_helper.from_array(numbers.astype("float16"), name + "_half"))
+        rounded = numbers.astype("float16")
+        if name not in names and (rounded != numbers).any():
+            continue
+        weight.CopyFrom(onnx.numpy_helper.from_array(rounded, name + "_half"))
         to = dict(to=onnx.TensorProto.FLOAT)
         casts.append(onnx.helper.make_node("Cast", [weight.name], [name], **to))
     nodes = [*casts, *graph.node]

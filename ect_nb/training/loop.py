@@ -224,6 +224,7 @@ def train(
     accelerator=None,
     time_limit=None,
     teacher=None,
+    log=None,
 ):
     """A generator: nothing happens until it is iterated; each turn takes a step, yields `Progress`.
 
@@ -236,11 +237,13 @@ def train(
 
     With a `folder` the run can be killed at any moment and continued by the same call, bit for bit
     on a CPU; Ctrl-C, SIGTERM, break and close save first. After `time_limit` seconds (0: one step)
-    it saves and ends. The processes of Accelerate's `accelerator` share each batch (`processes`).
+    it saves and ends. `log`: a function that is given every record (`logs`). The processes of
+    Accelerate's `accelerator` share each batch (`processes`).
 
     ValueError, before anything is written, for settings, data and networks that do not fit
     together, and for a folder that holds another run."""
     run = prepared(model, data, config, folder, device, accelerator, teacher)
+    run.log = log
     return _steps(run, math.inf if time_limit is None else time_limit)
 
 # %% ../../nbs/inside/trainer.ipynb #931455d4
@@ -491,6 +494,7 @@ class _Run:
     chosen: dict = field(default_factory=dict)
     whole: bool = True  # False in the middle of a step: nothing to save then
     error: Exception | None = None  # what kept the writing process from writing
+    log: object = None  # a function of a record
 
     @property
     def images(self):
@@ -677,11 +681,16 @@ def _keep(run):
         if run.step == run.steps or run.step % max(1, run.steps // 100) == 0
         else None
     )
-    if not run.folder or not run.team.leads or run.error:
+    if not run.team.leads or run.error:
+        return
+    record = mean is not None and _record(run, mean)
+    if record and run.log:
+        _tell(run, record)
+    if not run.folder:
         return
     try:
         with room(run.folder):
-            _write(run, mean)
+            _write(run, record)
     except Exception as e:
         if run.team.n == 1:
             raise
@@ -695,20 +704,35 @@ def _mean_loss(run):
     return total / n
 
 # %% ../../nbs/inside/trainer.ipynb #3a170a3d
-def _write(run, mean):
+def _record(run, mean):
+    "The record of the mean loss since the last one."
+    c = run.config
+    return dict(
+        metric="loss",
+        value=mean,
+        kimg=run.images / 1000,
+        stage=run.stage,
+        lr=learning_rate(c, run.images - c.batch),
+        precision=run.precision,
+        seconds=round(run.seconds, 3),
+        seed=c.seed,
+    )
+
+
+def _tell(run, record):
+    "Hand a record to the log; one that fails is left out from then on."
+    try:
+        run.log(record)
+    except Exception as e:
+        run.log = None
+        warnings.warn(f"the log fails and is left out ({type(e).__name__}: {e})", stacklevel=2)
+
+
+def _write(run, record):
     "The record, snapshot and state that are due after a step."
     c, last, before = run.config, run.step == run.steps, run.images - run.config.batch
-    if mean is not None:
-        run.folder.record(
-            metric="loss",
-            value=mean,
-            kimg=run.images / 1000,
-            stage=run.stage,
-            lr=learning_rate(c, before),
-            precision=run.precision,
-            seconds=round(run.seconds, 3),
-            seed=c.seed,
-        )
+    if record:
+        run.folder.record(**record)
     every = 1000 * c.snapshot_kimg
     if last or every and run.images // every > before // every:
         _snapshot(run)

@@ -360,13 +360,14 @@ def run(
     time_limit=None,
     accelerator=None,
     seed=0,
+    log=None,
 ):
     """Carry out `preset` in the run folder `folder`; yields (phase, Progress) after each step.
 
     Called again, it goes on where it stopped; after `time_limit` seconds it stops by itself.
     Earlier phases have folders of their own beside it, `folder`-diffusion; with a `start` only the
-    last is run. `pictures`: the preset's unless given. ValueError, before anything is written, for
-    pictures that the network cannot take (`fits`)."""
+    last is run. `pictures`: the preset's unless given; `log` is given every record. ValueError,
+    before anything is written, for pictures that the network cannot take (`fits`)."""
     folder, began = Path(folder).expanduser(), time.monotonic()
     pictures = data.load(preset.data) if pictures is None else pictures
     model, names = begin(preset, start, seed), list(preset.phases)[0 if start is None else -1 :]
@@ -375,7 +376,7 @@ def run(
         config = replace(preset.phases[name], seed=seed)
         own = _folder_of(name, names, folder, accelerator)
         left = None if time_limit is None else max(1e-9, time_limit - (time.monotonic() - began))
-        for p in train(model, pictures, config, own, device, accelerator, left):
+        for p in train(model, pictures, config, own, device, accelerator, left, log=log):
             yield name, p
         if p.done < 1:
             return
