@@ -27,7 +27,7 @@ from pathlib import Path
 
 LAYERS = [
     "exact io.files",
-    "analytic schedules networks course.check show.pictures io.data",
+    "analytic schedules networks course.check show.pictures io.data io.datasets",
     "asking branches wrapping edm2",
     "diffusion losses io.pickles io.published",
     "consistency sampling objectives io.weights",
@@ -36,7 +36,7 @@ LAYERS = [
     "training.loop",
     "training.recipes measure.features measure.bulk",
     "measure.metrics measure.sweeps",
-    "measure.atlas",
+    "measure.atlas measure.kernels",
     "show.panels",
     "show.flow show.tuning",
     "show.tradeoff show.live",
