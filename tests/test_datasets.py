@@ -107,7 +107,7 @@ def test_trained_with_labels_stopped_and_continued(tmp_path):
     assert resumed.done == 1
     assert all(torch.equal(a, b) for a, b in zip(whole.ema.parameters(), resumed.ema.parameters()))
     with pytest.raises(ValueError, match="other data"):
-        last(Rows(Pairs("L", (8, 8)), channels=3, size=7), tmp_path / "run")
+        last(Rows(list(Pairs(size=(8, 8)))[::-1]), tmp_path / "run")
     data = Pairs(size=(8, 8))
     Rows(data)
     assert data.fetched == [0, 0]  # nothing is read that is not asked for

@@ -86,7 +86,8 @@ def test_trackers_are_told_numbers(name, monkeypatch):
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
 def test_what_is_missing_is_said(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
-    said = rf'{name} is not installed.*pip install "ect_nb\[logs\]"'
+    how = r'"ect_nb\[logs\]"' if name == "tensorboard" else name
+    said = f"{name} is not installed.*pip install {how}"
     with pytest.raises(ImportError, match=said):
         getattr(logs, f"{name}_log")(**(dict(folder="x") if name == "tensorboard" else {}))
 

@@ -28,8 +28,8 @@ class Rows:
     def __init__(self, dataset, picture=None, label=None, size=None, channels=None, name=None):
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise ValueError(
-                f"a {type(dataset).__name__} has no len or no items by number: make a list of it, or"
-                " a Dataset that has both"
+                f"a {type(dataset).__name__} has no len or no items by number: make a list of it,"
+                " or a Dataset that has both"
             )
         if not len(dataset):
             raise ValueError("the data set is empty")
