@@ -26,6 +26,7 @@ _MODULES = {
     "schedules": ("LogNormal", "SigmoidMapping", "Stages"),
     "training.config": ("Config",),
     "training.loop": ("train",),
+    "wrapping": ("wrap",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = sorted(_HOME)
