@@ -1460,6 +1460,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'ect_nb.wrapping.Wrapped.forward': ('workshop/your_network.html#wrapped.forward', 'ect_nb/wrapping.py'),
                                  'ect_nb.wrapping.Wrapped.told': ('workshop/your_network.html#wrapped.told', 'ect_nb/wrapping.py'),
                                  'ect_nb.wrapping._classes': ('workshop/your_network.html#_classes', 'ect_nb/wrapping.py'),
+                                 'ect_nb.wrapping._plain': ('workshop/your_network.html#_plain', 'ect_nb/wrapping.py'),
                                  'ect_nb.wrapping._v': ('workshop/your_network.html#_v', 'ect_nb/wrapping.py'),
                                  'ect_nb.wrapping.between': ('workshop/your_network.html#between', 'ect_nb/wrapping.py'),
                                  'ect_nb.wrapping.clean': ('workshop/your_network.html#clean', 'ect_nb/wrapping.py'),

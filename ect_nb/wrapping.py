@@ -8,6 +8,7 @@ __all__ = ['TARGETS', 'OTHER_NAMES', 'SCHEDULES', 'EDM', 'RectifiedFlow', 'Cosin
 
 # %% ../nbs/workshop/your_network.ipynb #0b76b549
 import inspect
+import json
 import math
 import torch
 from dataclasses import asdict, dataclass
@@ -266,8 +267,13 @@ def described(net):
     kind, config = type(net), getattr(net, "config", None)
     if kind.__module__.split(".")[0] != "diffusers" or not hasattr(kind, "from_config"):
         return None
-    plain = {k: v for k, v in config.items() if not k.startswith("_")}
-    return dict(name=f"diffusers:{kind.__name__}", config=plain)
+    told = {k: v for k, v in config.items() if not k.startswith("_")}
+    return dict(name=f"diffusers:{kind.__name__}", config=_plain(told))
+
+
+def _plain(d):
+    "`d` as JSON gives it back, so that what was written and what is can be compared."
+    return json.loads(json.dumps(d, default=str))
 
 
 def made(name, config):
@@ -286,13 +292,9 @@ def settings_of(wrapped):
     schedule, config = wrapped.schedule, getattr(wrapped, "config", {})
     if type(schedule) is not SCHEDULES.get(type(schedule).__name__):
         return None
-    return dict(
-        parametrisation=wrapped.parametrisation,
-        schedule=dict(name=type(schedule).__name__, **asdict(schedule)),
-        labels=wrapped.labels,
-        classes=config.get("label_dim", 0),
-        null=wrapped.null,
-    )
+    told = dict(parametrisation=wrapped.parametrisation, labels=wrapped.labels, null=wrapped.null)
+    told["schedule"] = _plain(dict(name=type(schedule).__name__) | asdict(schedule))
+    return told | dict(classes=config.get("label_dim", 0))
 
 
 def wrapped_by(net, parametrisation, schedule, labels=None, classes=0, null=None):

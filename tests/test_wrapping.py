@@ -167,9 +167,10 @@ def own_net():
     return MLP(dim=2, width=16)
 
 
-def test_tuned_stopped_and_continued(tmp_path):
+@pytest.mark.parametrize("schedule", [Cosine(), DDPM(betas=(0.1, 0.2, 0.3, 0.9))], ids=str)
+def test_tuned_stopped_and_continued(schedule, tmp_path):
     points = torch.randn(256, 2, generator=torch.Generator().manual_seed(0))
-    f = wrap(own_net(), "v", Cosine())
+    f = wrap(own_net(), "v", schedule)
     config = Config(ECT(c=0.03), kimg=0.6, batch=32, lr=1e-3, stages=Stages(2))
     whole = last(f, points, config, tmp_path / "whole").ema
     for p in train(f, points, config, tmp_path / "run"):
@@ -180,7 +181,7 @@ def test_tuned_stopped_and_continued(tmp_path):
     snapshot = sorted((tmp_path / "run" / "snapshots").glob("*"))[-1]
     z = torch.randn(5, 2)
     assert torch.equal(sample(weights.load(snapshot), z), sample(resumed, z))
-    for other in (wrap(own_net(), "epsilon", Cosine()), wrap(own_net(), "v", DDPM())):
+    for other in (wrap(own_net(), "epsilon", schedule), wrap(own_net(), "v", EDM())):
         with pytest.raises(ValueError, match="another description"):
             last(other, points, config, tmp_path / "run")
 

@@ -224,7 +224,7 @@ _IMAGENET = Preset(
     ),
     dict(name="EDM2", dropout=0.4),
     "edm2-img64-s-1073741-0.075",
-    "a few days of one A100, unverified",
+    "several GPUs; untimed",
     "Geng et al. 2024, Table of ImageNet settings",
     data="imagenet64",
     times=(80.0, 1.526),
