@@ -149,6 +149,7 @@ class Wrapped(nn.Module):
         self.net, self.parametrisation, self.schedule = net, parametrisation, schedule
         self.labels, self.null, self.body = labels, null, torch.float32
         self.sigma_data = float(getattr(schedule, "sigma_data", 0.5))
+        self.named = "timestep" in inspect.signature(net.forward).parameters
         if classes:
             self.config = dict(label_dim=classes)
         levels = schedule.levels().float() if hasattr(schedule, "levels") else None
@@ -172,7 +173,10 @@ def ask(self: Wrapped, x, time, told, kw):
     "What the network says of its own `x` and `time`, as a tensor of the shape of `x`."
     fast, own = self.body != torch.float32, next(self.net.parameters(), x).dtype
     with torch.autocast(x.device.type, dtype=self.body, enabled=fast):
-        y = self.net(x.to(own), time.to(own) if time.is_floating_point() else time, **told, **kw)
+        if time.is_floating_point():  # half precision cannot tell neighbouring ticks apart
+            time = time.to(torch.promote_types(time.dtype, own))
+        clock = dict(timestep=time) if self.named else {}
+        y = self.net(x.to(own), *[time] * (not self.named), **clock, **told, **kw)
     y = y[0] if isinstance(y, tuple) else getattr(y, "sample", y)
     if torch.is_tensor(y) and y.ndim > 2 and y.shape[1] == 2 * x.shape[1]:
         y = y[:, : x.shape[1]]  # the other half predicts a variance

@@ -306,3 +306,14 @@ def test_euler_is_their_flow_and_their_edm():
             x = edm.step(net(edm.scale_model_input(x, s), s).sample, s, x).prev_sample
         ours = euler(wrap(net, schedule=edm), z, edm.sigmas.double())
         assert torch.allclose(ours, x, atol=1e-3)
+
+
+def test_a_clock_that_has_a_name():
+    class Named(nn.Module):
+        def forward(self, x, context, timestep):
+            return x * timestep[:, None] + context
+
+    f = wrap(Named(), "x0", RectifiedFlow())
+    x, t = torch.randn(3, 2), torch.tensor([1.0, 3.0, 9.0])
+    want = x / (1 + t)[:, None] * (t / (1 + t))[:, None] + 5
+    assert torch.allclose(f(x, t, context=5.0), want)
