@@ -21,7 +21,8 @@ class Pairs(torch.utils.data.Dataset):
     def __getitem__(self, i):
         self.fetched.append(i)
         rgb = np.full((self.side[1], self.side[0], 3), i, np.uint8)
-        return Image.fromarray(rgb).convert(self.mode), i % 4
+        picture = Image.fromarray(rgb)
+        return picture.quantize() if self.mode == "P" else picture.convert(self.mode), i % 4
 
 
 class Columns(list):

@@ -62,7 +62,7 @@ def test_gaussian_kernel_is_that_of_directions():
 def test_as_clean_fid_on_the_same_features():
     from cleanfid.fid import frechet_distance as theirs, kernel_distance
 
-    x, y = draws(300, 0, 0.1).numpy(), draws(300, 1).numpy()
+    x, y = draws(300, 0, 0.1).double().numpy(), draws(300, 1).double().numpy()
     want = kernel_distance(x, y, num_subsets=1, max_subset_size=300)
     assert math.isclose(kid(torch.tensor(x), torch.tensor(y)).value, want, rel_tol=1e-4)
     stats = [(a.mean(0), np.cov(a, rowvar=False)) for a in (x, y)]
@@ -78,7 +78,7 @@ def test_as_torch_fidelity_on_the_same_features():
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric
 
-    x, y = draws(200, 0, 0.1), draws(200, 1)
+    x, y = draws(200, 0, 0.1).double(), draws(200, 1).double()
     told = dict(kid_subsets=1, kid_subset_size=200, verbose=False, rng_seed=0)
     want = kid_features_to_metric(x, y, **told)["kernel_inception_distance_mean"]
     assert math.isclose(kid(x, y).value, want, rel_tol=1e-4)

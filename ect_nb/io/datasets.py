@@ -99,11 +99,11 @@ def _array(im, size, channels):
     from PIL import Image, ImageOps
 
     im = ImageOps.exif_transpose(im)
+    grey = channels == 1 or channels is None and im.mode[0] in "1LIF"
     if im.mode.startswith("I;16") or im.mode == "I" and np.asarray(im).max() > 255:
         im = Image.fromarray((np.asarray(im) >> 8).astype(np.uint8))
     if im.has_transparency_data:
         im = Image.alpha_composite(Image.new("RGBA", im.size, "white"), im.convert("RGBA"))
-    grey = channels == 1 or channels is None and im.mode in ("1", "L", "LA", "I", "F")
     im = im.convert("L" if grey else "RGB")
     if size:
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
