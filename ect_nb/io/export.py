@@ -183,9 +183,9 @@ def to_hub(path, folder, licence=None, datasets=(), metrics=()):
     licence = licence or origin.get("licence")
     if not licence:
         raise ValueError("no licence is known of these weights: give licence=, such as 'MIT'")
-    run = _run_of(path)
+    run, told = _run_of(path), about["provenance"].get("data")
     metrics = list(metrics) or run["metrics"]
-    datasets = list(datasets) or run["datasets"]
+    datasets = list(datasets) or run["datasets"] or [told] * isinstance(told, str)
     config = json.dumps(dict(model=about["model"], shape=about["shape"]), indent=1)
     files.write_atomically(folder / "model.safetensors", files.contents(path, weights.MAX_BYTES))
     files.write_atomically(folder / "config.json", config.encode())
