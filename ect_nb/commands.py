@@ -431,6 +431,8 @@ _OPTIONS = {
     "batch": "batch",
     "labels": "data",
     "pictures": "data",
+    "to": "to",
+    "licence": "licence",
 }
 
 
