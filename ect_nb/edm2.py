@@ -21,19 +21,19 @@ def unit(x, dim=None, eps=1e-4):
     n = x.numel() // max(size.numel(), 1) if not isinstance(dim, int) else x.shape[dim]
     return x / (eps + size / math.sqrt(n)).to(x.dtype)
 
-
+# %% ../nbs/inside/edm2.ipynb #85a0c6c7
 def mix(a, b, tau):
     "(1 - τ) a + τ b, of magnitude 1."
     return torch.lerp(a, b, tau) / math.sqrt((1 - tau) ** 2 + tau**2)
 
-
+# %% ../nbs/inside/edm2.ipynb #4d1523a3
 def join(a, b, tau=0.5):
     "`a` and `b` as channels of one signal, in which `b` has the share τ."
     A, B = a.shape[1], b.shape[1]
     c = math.sqrt((A + B) / ((1 - tau) ** 2 + tau**2))
     return torch.cat([c * (1 - tau) / math.sqrt(A) * a, c * tau / math.sqrt(B) * b], dim=1)
 
-
+# %% ../nbs/inside/edm2.ipynb #3ba1db38
 def silu(x):
     return F.silu(x) / 0.596
 
@@ -51,7 +51,7 @@ class Weight(nn.Module):
         w = (w * (gain / math.sqrt(w[0].numel()))).to(x.dtype)
         return x @ w.T if w.ndim == 2 else F.conv2d(x, w, padding=w.shape[-1] // 2)
 
-
+# %% ../nbs/inside/edm2.ipynb #b6b930a6
 @patch
 @torch.no_grad()
 def settle(self: Weight):
@@ -100,7 +100,7 @@ class Block(nn.Module):
         x = mix(x, self.attend(x), 0.3) if self.heads else x
         return x.clamp(-256, 256)
 
-
+# %% ../nbs/inside/edm2.ipynb #f19d7d1c
 def _resampled(x, how):
     if how == "down":
         return F.avg_pool2d(x, 2)
@@ -172,7 +172,7 @@ def _build(net):
         if isinstance(layer, Weight):
             layer.settle()
 
-
+# %% ../nbs/inside/edm2.ipynb #971f0ea3
 def _block(c, emb, cin, cout, res, attention=None, **kw):
     "A block for sides of `res`, with attention and dropout where `c` has them."
     attention = res in c["attention"] if attention is None else attention
@@ -199,7 +199,7 @@ def _encoder(c, sizes, emb):
             skips.append(cin)
     return parts, skips
 
-
+# %% ../nbs/inside/edm2.ipynb #2b9fd679
 def _decoder(c, sizes, emb, skips):
     "The parts of the decoder, which takes what the encoder hands it, the last first."
     parts, cin, kw = nn.ModuleDict(), sizes[-1][1], dict(decoder=True)
@@ -228,7 +228,7 @@ def forward(self: EDM2, x, c, labels=None):
             h = part(join(h, skips.pop()) if "_block" in name else h, emb)
         return self.out_conv(h, gain=self.out_gain)
 
-
+# %% ../nbs/inside/edm2.ipynb #7335a93d
 def _embed(net, c, labels):
     "The noise level, and labels where the network has them, as one vector (B, E)."
     e, k = net.emb_noise(net.emb_fourier(c).to(net.emb_noise.weight.dtype)), net.config["label_dim"]
@@ -244,7 +244,7 @@ def width(gamma):
     "σ_rel of the power γ. Karras et al. 2024, Eq. 126."
     return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
 
-
+# %% ../nbs/inside/edm2.ipynb #9cfd0304
 def power(sigma_rel):
     "The γ of the width σ_rel, between 0 and 0.28. ValueError outside."
     if not 0 < sigma_rel < width(0.0):
@@ -257,7 +257,7 @@ def power(sigma_rel):
         low, high = (middle, high) if width(middle) > sigma_rel else (low, middle)
     return middle
 
-
+# %% ../nbs/inside/edm2.ipynb #cc528af5
 def kept(step, sigma_rel):
     "β of the `step` (1, 2, …): the share of the average that stays. Karras et al. 2024, Eq. 127."
     return (1 - 1 / step) ** (power(sigma_rel) + 1)

@@ -105,7 +105,7 @@ def variances(ddpm):
     kept = ((s + 0.008) / 1.008 * math.pi / 2).cos() ** 2
     return (1 - kept[1:] / kept[:-1]).clamp(max=0.999)
 
-
+# %% ../nbs/workshop/your_network.ipynb #e022b4fb
 def between(t, levels):
     "Where `t` (B,) stands among the rising `levels` (n,): 2.5 is midway, in logarithm, of 2 and 3."
     i = (t[:, None] >= levels).sum(1).clamp(1, len(levels) - 1) - 1
@@ -128,12 +128,12 @@ def _v(t, schedule):
     d, alpha = getattr(schedule, "sigma_data", 1.0), schedule.alpha(t)
     return -alpha * t / d, alpha * d
 
-
+# %% ../nbs/workshop/your_network.ipynb #f2f11c7e
 def clean(x, t, y, a, b):
     "x0 of x = x0 + t eps and y = a x0 + b eps."
     return (b * x - t * y) / (b - a * t)
 
-
+# %% ../nbs/workshop/your_network.ipynb #5c61888d
 def from_edge(x, t, F, edm):
     "The same for EDM's F, but x itself at t = sigma_min. Song et al. 2023, App. C."
     d, above = edm.sigma_data, t - edm.sigma_min
@@ -182,14 +182,14 @@ def ask(self: Wrapped, x, time, told, kw):
         y = y[:, : x.shape[1]]  # the other half predicts a variance
     return answer(y, x)
 
-
+# %% ../nbs/workshop/your_network.ipynb #26a06788
 @patch(as_prop=True)
 def facts(self: Wrapped):
     "What a run writes down of it, whatever its network is."
     told = dict(parametrisation=self.parametrisation, schedule=repr(self.schedule))
     return told | dict(labels=self.labels, **getattr(self, "config", {}))
 
-
+# %% ../nbs/workshop/your_network.ipynb #1db12bef
 @patch
 def told(self: Wrapped, labels):
     "Labels, class numbers or one-hot rows, by the name the network has for them, as numbers."
@@ -243,7 +243,7 @@ def _classes(net, labels, classes):
     known = next((k for k in ("class_labels", "labels", "y") if k in taken), None)
     return (labels or known, classes) if classes or labels else (known, 0)
 
-
+# %% ../nbs/workshop/your_network.ipynb #260d0227
 def of_scheduler(config):
     """(parametrisation, schedule) by the `config` of a scheduler of diffusers. ValueError for one
     that is none of those here."""
@@ -274,12 +274,12 @@ def described(net):
     told = {k: v for k, v in config.items() if not k.startswith("_")}
     return dict(name=f"diffusers:{kind.__name__}", config=_plain(told))
 
-
+# %% ../nbs/workshop/your_network.ipynb #c263d9d9
 def _plain(d):
     "`d` as JSON gives it back, so that what was written and what is can be compared."
     return json.loads(json.dumps(d, default=str))
 
-
+# %% ../nbs/workshop/your_network.ipynb #17e5b488
 def made(name, config):
     """A fresh network of diffusers from what `described` gave; nothing but its models is looked up.
 
@@ -300,7 +300,7 @@ def settings_of(wrapped):
     told["schedule"] = _plain(dict(name=type(schedule).__name__) | asdict(schedule))
     return told | dict(classes=config.get("label_dim", 0))
 
-
+# %% ../nbs/workshop/your_network.ipynb #7fc975ec
 def wrapped_by(net, parametrisation, schedule, labels=None, classes=0, null=None):
     "The `Wrapped` around `net` that `settings_of` told of."
     kw = {k: tuple(v) if isinstance(v, list) else v for k, v in schedule.items() if k != "name"}

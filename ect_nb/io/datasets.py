@@ -75,7 +75,7 @@ def _keys(item, picture, label):
         )
     return keys
 
-
+# %% ../../nbs/inside/datasets.ipynb #c30e2d04
 def numbers(x, size=None, channels=None):
     "A picture or an array as a float tensor: (C, H, W) in [-1, 1] of bytes, floats as they are."
     if hasattr(x, "convert") and hasattr(x, "size"):
@@ -118,7 +118,7 @@ def labels(self: Rows):
         self.__dict__["labels"] = _labels_of(self)
     return self.__dict__["labels"]
 
-
+# %% ../../nbs/inside/datasets.ipynb #bbca35f9
 @patch(as_prop=True)
 def checksum(self: Rows):
     "What a run knows these rows by; made once."
@@ -141,7 +141,7 @@ def _labels_of(self):
     labels = torch.as_tensor(list(whole) if not torch.is_tensor(whole) else whole)
     return labels if labels.is_floating_point() else labels.long()
 
-
+# %% ../../nbs/inside/datasets.ipynb #21f250c1
 def _checksum_of(self):
     known = getattr(self.dataset, "_fingerprint", None) or getattr(self.dataset, "checksum", None)
     if known:

@@ -28,7 +28,7 @@ class Asked(nn.Module):
     def forward(self, x, t, labels=None):
         return self.model(x, t) if labels is None else self.model(x, t, labels)
 
-
+# %% ../../nbs/inside/export.ipynb #5ab33eac
 def example(model, shape, n=2, seed=0):
     "Arguments for `n` rows of `shape` at levels from 0.05 to 80, with labels if they are wanted."
     g = torch.Generator().manual_seed(seed)
@@ -49,7 +49,7 @@ def graph(model, shape):
     with torch.no_grad():
         return torch.export.export(asked, arguments, dynamic_shapes=free, strict=False)
 
-
+# %% ../../nbs/inside/export.ipynb #190528ad
 def _alone(model):
     "A float32 copy of `model` on the host, in evaluation mode. ValueError unless it is a module."
     if not isinstance(model, nn.Module):
@@ -100,7 +100,7 @@ def bare(graph):
         node.doc_string = ""
     del graph.value_info[:], graph.metadata_props[:]
 
-
+# %% ../../nbs/inside/export.ipynb #d4757f29
 def halve(onnx, graph, names):
     """Keep the float32 weights called `names` of an ONNX `graph` as float16, and what float16 holds
     exactly, each behind a cast back to float32."""
@@ -158,7 +158,7 @@ def to_diffusers(model, folder, t_max=80.0):
     diffusers.ConsistencyModelPipeline(net, scheduler).save_pretrained(folder)
     return Path(folder)
 
-
+# %% ../../nbs/inside/export.ipynb #83b21402
 def pipeline_times(times, sigma_min=0.0):
     "The whole numbers that mean the falling `times`, the first of them t_max, to such a pipeline."
     low, high = sigma_min ** (1 / RHO), float(times[0]) ** (1 / RHO)
@@ -260,7 +260,7 @@ def card(name, about, licence, datasets, metrics):
     )
     return "\n".join(["---", *lines, "---"]) + CARD.format(**said)
 
-
+# %% ../../nbs/inside/export.ipynb #1f54f0e8
 def _measured(record):
     "One record in words: metric, value, interval, and what it was taken with."
     low, high = record.get("low"), record.get("high")

@@ -20,7 +20,7 @@ def cubic(a, b):
     "(a · b / d + 1)³ of rows (A, d), (B, d) -> (A, B)."
     return (a @ b.T / a.shape[1] + 1) ** 3
 
-
+# %% ../../nbs/inside/kernels.ipynb #6781460d
 def gaussian(a, b, width=10.0):
     "exp(-|a - b|² / (2 width²)) of rows of length 1 -> (A, B)."
     a, b = (x / x.norm(dim=1, keepdim=True) for x in (a, b))
@@ -61,7 +61,7 @@ def sums(x, y, kernel, groups=20, block=2000):
     across = torch.tensor([each(a, y) for a in parts], dtype=torch.float64)
     return within, across, each(y, y) - itself(y)
 
-
+# %% ../../nbs/inside/kernels.ipynb #2f2db964
 def discrepancy(x, y, kernel=cubic, groups=20, features="", metric="MMD²", scale=1.0):
     """The unbiased `Discrepancy` of features `x` (n, D) from those of real pictures `y` (m, D).
 
@@ -94,7 +94,7 @@ def kid(x, y, features="", groups=20):
     "KID of features `x` (n, D) of samples from those of real pictures `y`. Bińkowski et al. 2018."
     return discrepancy(x, y, cubic, groups, features, "KID")
 
-
+# %% ../../nbs/inside/kernels.ipynb #7a8eeceb
 def cmmd(x, y, features="", groups=20):
     """CMMD of CLIP's features, unbiased (Jayasumana et al. 2024 take the biased estimate, larger by
     some 2 / n)."""
@@ -153,7 +153,7 @@ def from_folder(folder):
         return FeatureNetwork(net, f"clip_{side}", lambda x: net(_for_clip(x, side)).image_embeds)
     raise ValueError(f"{folder} holds a {config.model_type}: give DINOv2 or CLIP")
 
-
+# %% ../../nbs/inside/kernels.ipynb #60dbe82a
 class Picked(torch.nn.Module):
     "What `pick` takes out of the answer of `net`."
 
@@ -164,7 +164,7 @@ class Picked(torch.nn.Module):
     def forward(self, x):
         return self.pick(self.net(x))
 
-
+# %% ../../nbs/inside/kernels.ipynb #a51ab4ea
 def _for_clip(x, side):
     "Pictures in [-1, 1] at `side` pixels, in CLIP's units."
     mean = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(3, 1, 1).to(x)

@@ -55,12 +55,12 @@ def _tracked(send):
 
     return log
 
-
+# %% ../../nbs/inside/logs.ipynb #532e5aab
 def wandb_log(**kw):
     "A log for Weights & Biases; `kw` (project, name, mode='offline') for wandb.init."
     return _tracked(needed("wandb", "it keeps the curves").init(**kw).log)
 
-
+# %% ../../nbs/inside/logs.ipynb #c33155a1
 def trackio_log(**kw):
     "A log for trackio, which needs no account; `kw` (project, name) for trackio.init."
     trackio = needed("trackio", "it keeps the curves")
