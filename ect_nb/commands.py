@@ -58,7 +58,7 @@ def _number(kind, least, most=math.inf, above=False):
 
     return read
 
-
+# %% ../nbs/inside/commands.ipynb #2da3362d
 def _folder(text):
     return Path(text).expanduser()
 
@@ -132,7 +132,7 @@ def _export_arguments(a):
     a.add_argument("--half", action="store_true", help="keep the weights as float16")
     a.add_argument("--licence", help="of a folder for the Hub (default: the one inherited)")
 
-
+# %% ../nbs/inside/commands.ipynb #561b054f
 def _sample_arguments(a):
     a.add_argument("checkpoint", type=_folder, help=_CHECKPOINT)
     a.add_argument("file", type=_folder, help="the .npz to write")
@@ -201,11 +201,11 @@ def _parsed(name, text):
 def _is_number(v):
     return isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
 
-
+# %% ../nbs/inside/commands.ipynb #20c60afe
 def _is_whole(v):
     return isinstance(v, int) and not isinstance(v, bool) and abs(v) < 2**63
 
-
+# %% ../nbs/inside/commands.ipynb #dd6230c1
 def _is_pair(v):
     return isinstance(v, tuple) and len(v) == 2 and all(_is_number(b) and 0 <= b < 1 for b in v)
 
@@ -320,7 +320,7 @@ def _log(a):
     )
     return makers[a.log]()
 
-
+# %% ../nbs/inside/commands.ipynb #2ae3adc5
 def _run(a):
     preset, seed = asked(a)
     device = _device(a.device)
@@ -531,13 +531,13 @@ def _list(a):
         start = (p.teacher or "fresh weights") if p.network else "a model of your own"
         print(f"{p.name:16s} {p.title}; {p.kimg:,.0f} kimg; from {start}; for {p.device}")
 
-
+# %% ../nbs/inside/commands.ipynb #0b4e88a3
 def _export(a):
     from ect_nb.io.export import export
 
     print(export(a.checkpoint, a.target, a.to, a.half, a.licence))
 
-
+# %% ../nbs/inside/commands.ipynb #d9aa346f
 def _teacher(a):
     print(weights.teacher(a.name, folder=a.folder, download=True))
 

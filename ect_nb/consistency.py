@@ -28,7 +28,7 @@ def _level(t, x):
         )
     return t.expand(len(x)).contiguous()
 
-
+# %% ../nbs/lessons/03_consistency.ipynb #b4406bec
 def _at(t, x):
     return t.view(-1, *[1] * (x.ndim - 1))
 

@@ -78,7 +78,7 @@ class _Tape:
         for layer, masks in kept.items():
             layer.keep = masks[0] if len(masks) == 1 else partial(_turn, iter(masks))
 
-
+# %% ../nbs/inside/networks.ipynb #97813ea0
 def _turn(masks, x):
     return next(masks)
 
@@ -404,7 +404,7 @@ def _decoder(skips, io, sizes, num_blocks, **kw):
     parts[f"{res}x{res}_aux_conv"] = Conv2d(c, io, 3, gain=1e-5)
     return parts
 
-
+# %% ../nbs/inside/networks.ipynb #1b375440
 def _block(cin, cout, attention, here=None, **kw):
     return Block(cin, cout, attention=here == "in" or here in attention, **kw)
 
@@ -470,7 +470,7 @@ FAMILY = dict(  # DDPM++ first
     noise_width=(1, 2),
 )
 
-
+# %% ../nbs/inside/networks.ipynb #dbdaec91
 def _family(**given):
     "What of `given` is not DDPM++. ValueError for what the family does not have."
     if unknown := given.keys() - FAMILY.keys():
@@ -588,7 +588,7 @@ class FourierEmbedding(nn.Module):
         angles = c[:, None] * (2 * math.pi * self.freqs).to(c.dtype)
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
-
+# %% ../nbs/inside/networks.ipynb #318b12f5
 NCSNPP = dict(embedding="fourier", encoder="residual", resample=(1, 3, 3, 1), noise_width=2)
 
 # %% ../nbs/inside/networks.ipynb #3a6be5f5
@@ -618,6 +618,6 @@ class Classifier(nn.Module):
     def forward(self, x):
         return self.head(F.relu(self.features(x)))
 
-
+# %% ../nbs/inside/networks.ipynb #5b481fdc
 def _conv(a, b):
     return nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()

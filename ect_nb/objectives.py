@@ -21,7 +21,7 @@ from functools import partial
 # %% ../nbs/inside/objectives.ipynb #0b1ec700
 KEEPS = ("target", "teacher")
 
-
+# %% ../nbs/inside/objectives.ipynb #52d6877d
 @dataclass(frozen=True)
 class Objective:
     """What a network is trained towards: the noise levels of a batch, and a loss for each row.

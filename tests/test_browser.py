@@ -1189,8 +1189,8 @@ def test_restart_and_the_notebook_opened_later(page):
     page.locator(".jp-Dialog .jp-mod-accept").click()
     page.locator(".jupyter-widgets-disconnected").first.wait_for()
     cell(page, FLOW).scroll_into_view_if_needed()
+    until(page, lambda: "the path ends at" in readout(page, FLOW), lambda: readout(page, FLOW))
     before = readout(page, FLOW)
-    assert "the path ends at" in before
     slider(page, "x").press("ArrowLeft")
     page.wait_for_timeout(500)
     assert readout(page, FLOW) == before

@@ -256,6 +256,13 @@ BAD = [
     ("stored_form", "E501", source(4, "#| export\n# " + "x" * 99)),
     ("stored_form", "F821", source(5, "halve(torch.tensor(2))")),
     ("code_cells", "41 lines", source(5, "\n".join(f"x{i} = {i}" for i in range(41)))),
+    (
+        "code_cells",
+        "median 9",
+        relesson(
+            lambda cells: cells.extend(new_code_cell("\n".join(["x = 1"] * 9)) for _ in range(99))
+        ),
+    ),
     ("code_cells", "imports beside", source(5, "import math\nmath.pi")),
     ("alt_text", "show_figure", out(picture(" "))),
     ("alt_text", "write ![", source(-2, "## Recap\n\n![](images/hero.png)")),

@@ -16,6 +16,7 @@ import re
 import readme
 import settings
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -366,15 +367,19 @@ def first_picture(root):
 
 
 def code_cells(root):
-    "code cells have at most 40 lines, and imports stand in cells of their own"
+    "code cells have at most 40 lines, half of them at most 8; imports stand in cells of their own"
+    lengths = []
     for name, nb in notebooks(root):
         for i, source, _ in cells(nb, "code"):
             lines = [l for l in source.splitlines() if l.strip() and not l.startswith("#|")]
+            lengths += [len(lines)] * bool(lines)
             if len(lines) > 40:
                 yield f"{name}, cell {i}: {len(lines)} lines of code; split it (at most 40)."
             imports = [is_import(s) for s in statements(source)]
             if any(imports) and not all(imports):
                 yield f"{name}, cell {i}: imports beside other code; give them a cell of their own."
+    if lengths and statistics.median(lengths) > 8:
+        yield f"half of the code cells have over 8 lines (median {statistics.median(lengths)})."
 
 
 def functions(root):

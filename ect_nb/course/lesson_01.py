@@ -101,7 +101,7 @@ _ONE_NUMBER = (
     "entry of x moves only its own term."
 )
 
-
+# %% ../../nbs/inside/checks_01.ipynb #4a3a885b
 @check(
     "The slope of the denoiser, times t², is the variance of what could have led here: it is "
     "large on the risers, where one answer cannot be right."
@@ -178,13 +178,13 @@ _WRONG_STEPS = (
     (_ALL_THE_WAY, lambda x, D, s, r: D),
 )
 
-
+# %% ../../nbs/inside/checks_01.ipynb #d3dd8f9a
 def _walked(x, levels, data, step):
     for s, r in zip(levels[:-1], levels[1:]):
         x = step(x, ideal_denoiser(x, s, data), s, r)
     return torch.cdist(x, data).argmin(1)
 
-
+# %% ../../nbs/inside/checks_01.ipynb #3630df9c
 _SHORTCUTS = {
     (
         "That is the datum nearest to the start. Paths bend on the way down: walk first, "

@@ -70,7 +70,7 @@ _NOWHERE = (
     "answer 0 there, before you take the logarithm of a negative number."
 )
 
-
+# %% ../../nbs/inside/checks_04.ipynb #a8bbe9a5
 @check("That is the border, to five digits, also for constants that this page does not show.")
 def check_edge(f):
     "`edge(stage, q, k, b)`, held against a bisection."

@@ -108,7 +108,7 @@ def _exact_answer(x0, r, x, level):
     "What the model of the check answers to `x` at `level`, and x0 where r = 0."
     return torch.where(r[:, None] == 0, x0, 1.5 * x / (1 + level[:, None]))
 
-
+# %% ../../nbs/inside/checks_06.ipynb #5b724bea
 def _target_slips(x0, t, r, eps):
     "{sentence: the answer of that slip}."
     a, b = x0 + t[:, None] * eps, x0 + r[:, None] * eps
@@ -166,7 +166,7 @@ def check_target(answer):
 # %% ../../nbs/inside/checks_06.ipynb #c3e42778
 LEVELS = LogNormal(0.0, 2.0)
 
-
+# %% ../../nbs/inside/checks_06.ipynb #1c244c6b
 def _recipe_errors(changes):
     """Mean errors (of the averages, of the last weights) over four seeds of 400 steps from random
     weights, the page's settings with `changes`."""
@@ -243,7 +243,7 @@ def _no_recipe(changes):
             " objective."
         )
 
-
+# %% ../../nbs/inside/checks_06.ipynb #bd7818b7
 @check(
     "Under the bar, over all four seeds together. Which of your changes did it? Take them back one"
     " at a time."

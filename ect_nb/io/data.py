@@ -68,7 +68,7 @@ def read_sheet(path, size=28):
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 PIXELS = 1 << 26  # 8,192 x 8,192, some 200 MB in colour
 
-
+# %% ../../nbs/workshop/your_pictures.ipynb #a008d1fe
 def open_picture(source):
     """The picture in `source` (a path, or bytes), decoded, as a PIL image; nothing of it is run.
 
@@ -255,7 +255,7 @@ def _shipped(path, read):
         raise ValueError(_complaint(path, path.stat().st_size, size, again))
     return values
 
-
+# %% ../../nbs/workshop/your_pictures.ipynb #3a9a9e07
 def _read_npy(path):
     return np.load(io.BytesIO(files.contents(path, 1 << 20)), allow_pickle=False)
 
@@ -318,7 +318,7 @@ _IDX = {  # split: stem, pictures, md5 of the unpacked images and labels as publ
     "test": ("t10k", 10000, "8181f5470baa50b63fa0f6fddb340f0a", "15d484375f8d13e6eb1aabb0c3f46965"),
 }
 
-
+# %% ../../nbs/workshop/your_pictures.ipynb #f2a3c7a8
 def _idx(folder, stem, shape, md5):
     raw, packed = folder / stem, folder / f"{stem}.gz"
     path = (
@@ -363,7 +363,7 @@ _CIFAR10 = {  # bytes and md5 as published by Krizhevsky (2009)
     "test_batch": (31035526, "40351d587109b95175f43aff81a1287e"),
 }
 
-
+# %% ../../nbs/workshop/your_pictures.ipynb #a2e90803
 class _Arrays(pickle.Unpickler):
     "Reads NumPy's arrays, lists, texts and numbers; nothing else can be named."
 
@@ -396,7 +396,7 @@ def read_cifar10(path):
 # %% ../../nbs/workshop/your_pictures.ipynb #93ae29e5
 THINGS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
-
+# %% ../../nbs/workshop/your_pictures.ipynb #ce02b795
 def _cifar10(folders, split):
     places = [d / place for d in folders for place in ("cifar-10-batches-py", "")]
     folder = next((p for p in places if any((p / name).exists() for name in _CIFAR10)), None)
@@ -575,7 +575,7 @@ SETS = {
     "cifar10": _cifar10,
 }
 
-
+# %% ../../nbs/workshop/your_pictures.ipynb #9c16c24c
 def load(name, root=None, split="train", size=None, channels=None):
     """`Pictures` of a named set, checked, or of a folder of pictures; `split` is "train" or "test".
 

@@ -27,7 +27,7 @@ from unittest.mock import patch
 # %% ../../nbs/inside/pickles.ipynb #c93ad959
 _EDM_NAMES = dict(Precond="EDMPrecond", UNet="SongUNet", Block="UNetBlock")
 
-
+# %% ../../nbs/inside/pickles.ipynb #a96265fa
 class _Pickler(pickle.Pickler):
     "Writes each module as EDM does: a call of `reconstruct` on its state and its program's text."
 
@@ -176,7 +176,7 @@ def _parameter(reader, tensor, requires_grad, hooks):
 # %% ../../nbs/inside/pickles.ipynb #f81b1e3e
 _KINDS = dict(f4="f", f8="d", i4="i", i8="q", b1="?")
 
-
+# %% ../../nbs/inside/pickles.ipynb #11459c7b
 class _Kind(Inert):
     "`numpy.dtype`: the type of a NumPy number, a code of `struct`."
 
@@ -187,7 +187,7 @@ class _Kind(Inert):
         little = type(state) is tuple and len(state) > 1 and state[1] in ("<", "|", "=")
         _check(little, "it holds NumPy numbers of an unknown kind")
 
-
+# %% ../../nbs/inside/pickles.ipynb #e14b326c
 def _kind_of(reader, name, align=False, copy=True):
     known = type(name) is str and name in _KINDS
     _check(known, "it holds NumPy numbers of an unknown kind")
@@ -200,7 +200,7 @@ def _scalar(reader, kind, raw):
     _check(right, "a NumPy number in it is damaged")
     return struct.unpack(kind.code, raw)[0]
 
-
+# %% ../../nbs/inside/pickles.ipynb #f0b7367d
 def _encode(reader, text, encoding):
     "`_codecs.encode`: how protocol 2 spells bytes."
     known = type(text) is str and encoding in ("latin1", "latin-1", "utf-8")
@@ -215,14 +215,14 @@ class _Dict(Inert):
     def __new__(cls):
         return {}
 
-
+# %% ../../nbs/inside/pickles.ipynb #b8403969
 class _ModuleDict(Inert):
     "torch's `ModuleDict`."
 
     def __new__(cls):
         return Record("ModuleDict")
 
-
+# %% ../../nbs/inside/pickles.ipynb #ca23eb90
 def _persistent(reader, meta):
     "EDM's `_reconstruct_persistent_obj`, which would run the source text."
     meta = meta if type(meta) is dict else {}
@@ -247,7 +247,7 @@ ALLOWED = {
     ("_codecs", "encode"): _encode,
 }
 
-
+# %% ../../nbs/inside/pickles.ipynb #eddbcbab
 def _known(module, name):
     said = f"{module[:80]}.{name[:80]}"
     _check((module, name) in ALLOWED, f"it asks for {said}, which weights have no need of")
@@ -401,7 +401,7 @@ _DAMAGED = (  # what pickletools, pickle and struct raise where instructions do 
     pickle.UnpicklingError,
 )
 
-
+# %% ../../nbs/inside/pickles.ipynb #38c0c438
 def read(path):
     """The object in the EDM or ECT pickle `path` as plain data: dicts, lists, numbers, a `Numbers`
     for each tensor and a `Record` for each other object. Nothing in the file is run.
@@ -438,7 +438,7 @@ def _wish(ops):
 # %% ../../nbs/inside/pickles.ipynb #00a59c79
 MAX_NAMES = 20_000  # the network for CIFAR-10 has some 2,000, of modules and tensors together
 
-
+# %% ../../nbs/inside/pickles.ipynb #647c961f
 def modules(record):
     """(dotted name, `Record`) of `record` and all modules below it.
 
@@ -456,7 +456,7 @@ def modules(record):
         below = [(k, m) for k, m in reversed(_table(here, "_modules")) if m is not None]
         todo += [(_dotted(name, k), m) for k, m in below]
 
-
+# %% ../../nbs/inside/pickles.ipynb #2ac1998f
 def _dotted(above, name):
     return f"{above}.{name}" if above else name
 

@@ -411,7 +411,7 @@ def _unlike(network):
         if filter is not None and not _is_filter(filter.tensor):
             return f"the resampling filter of {name} is not one of DDPM++ or NCSN++"
 
-
+# %% ../../nbs/inside/weights.ipynb #77385824
 def _near(value, other):
     return (
         isinstance(value, (bool, int, float))
@@ -427,7 +427,7 @@ def _said(value):
         else f"a {type(value).__name__}"
     )  # a list of lists of lists could take for ever to be said
 
-
+# %% ../../nbs/inside/weights.ipynb #c0972d7b
 def _is_filter(f):
     taps = torch.tensor({2: [1.0, 1.0], 4: [1.0, 3.0, 3.0, 1.0]}.get(f.shape[-1], [0.0]))
     want = torch.outer(taps, taps) / taps.sum().square().clamp(min=1)
@@ -642,7 +642,7 @@ def _json(path):
         raise ValueError(f"{path} is not JSON with a table: fetch it again")
     return found
 
-
+# %% ../../nbs/inside/weights.ipynb #7e08aaaa
 def _one_file(folder):
     "The safetensors file with the weights in a `folder` of diffusers."
     whole = folder / "diffusion_pytorch_model.safetensors"
@@ -656,7 +656,7 @@ def _one_file(folder):
         )
     return whole
 
-
+# %% ../../nbs/inside/weights.ipynb #0a8ee565
 def _remember(model, provenance):
     "Let `model` know the licence it came with, so that what is made of it inherits that."
     origin = provenance.get("origin") or {

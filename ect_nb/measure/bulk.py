@@ -24,7 +24,7 @@ from torch import nn
 # %% ../../nbs/inside/bulk.ipynb #bd10eeb7
 BLOCK = 32
 
-
+# %% ../../nbs/inside/bulk.ipynb #dfed600b
 def noise(seed, start, stop, shape, k=1):
     """The `k` noises of the pictures `start` to `stop` (multiples of `BLOCK`; `stop` may be cut
     short), each (stop - start, *shape), float32 on the host."""

@@ -118,7 +118,7 @@ class _Aim:
             share = 1 - torch.full((len(self.index),), self.objective.target_ema)
             _average(self.kept["target"].whole, self.model.whole, share, self.index)
 
-
+# %% ../../nbs/inside/sweeps.ipynb #65006a27
 def _aims(model, configs):
     "An `_Aim` for each of the objectives of `configs`."
     groups = []

@@ -104,7 +104,7 @@ def trial(model, pictures, config, data="cifar10", seconds=10.0, device=None):
     where = device_name(next(p.ema.parameters()).device)
     return timed(spans[3:], config.batch, where, data, f"a trial of {sum(spans):.0f} s here")
 
-
+# %% ../../nbs/workshop/planner.ipynb #7fc61e9d
 def timed(spans, batch, device, data, source):
     "The row for steps of `batch` pictures that took the seconds `spans`: its slow and fast tenths."
     rates = sorted(3.6 * batch / s for s in spans if s > 0)
@@ -136,7 +136,7 @@ def _kimg(x):
     "A budget in words."
     return f"{x:,.0f}" if x >= 100 else f"{x:.2g}"
 
-
+# %% ../../nbs/workshop/planner.ipynb #b8e37f2d
 def _reach(low, high):
     "A range of budgets in words."
     return _kimg(low) + (f" to {_kimg(high)}" if _kimg(high) != _kimg(low) else "")
@@ -164,7 +164,7 @@ def read_off(x, points):
 # %% ../../nbs/workshop/planner.ipynb #008b4f40
 PARAMETERS = dict(cifar10=50_000_000)
 
-
+# %% ../../nbs/workshop/planner.ipynb #af780430
 def _runs(atlas, data):
     """The tuned runs on `data`. Records of a network smaller than `PARAMETERS` say nothing about
     the rows of `speeds` and the papers."""
@@ -550,7 +550,7 @@ def plan_words(p):
     "A `Plan` in short labelled lines, each command alone on one."
     return _said(plan_lines(p))
 
-
+# %% ../../nbs/workshop/planner.ipynb #a9283213
 def _said(lines):
     return "\n".join(
         part for label, text, command in lines for part in (f"{label}: {text}", command) if part

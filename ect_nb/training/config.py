@@ -105,7 +105,7 @@ _BOUNDS = dict(
     state_seconds=(-math.inf, True),
 )
 
-
+# %% ../../nbs/inside/settings.ipynb #d2e9155d
 def _number(v):
     return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
 
@@ -235,7 +235,7 @@ def _address(thing):
     named = thing if inspect.isroutine(thing) or isinstance(thing, type) else type(thing)
     return f"{named.__module__}:{named.__qualname__}"
 
-
+# %% ../../nbs/inside/settings.ipynb #3779dc39
 def _enclosed(function):
     "{name: value} of the numbers and words that a function has taken from the one it was made in."
     cells = zip(function.__code__.co_freevars, function.__closure__ or ())
@@ -258,7 +258,7 @@ def code_of(thing):
         code = zlib.crc32(text.encode(), code)
     return f"{code:08x}" if texts else None
 
-
+# %% ../../nbs/inside/settings.ipynb #72ea7a46
 def _compiled(code):
     "What a function does, as Python compiled it: its operations, names and constants, as texts."
     if code is None:
@@ -281,7 +281,7 @@ def _sources(thing):
             for text in _sources(method)
         ]
 
-
+# %% ../../nbs/inside/settings.ipynb #fbac35e5
 def _parsed(text):
     "The syntax tree of `text` without its docstrings; None where it is no whole piece of code."
     try:
@@ -301,7 +301,7 @@ def is_own(kind):
     module = (kind.__module__ or "builtins").split(".")[0]
     return module not in {"ect_nb", "torch"} and module not in sys.stdlib_module_names
 
-
+# %% ../../nbs/inside/settings.ipynb #1460caf9
 def _mark(thing):
     "The code of `thing`, and of the classes of one's own that it builds on; None for the kit's."
     if inspect.isroutine(thing):
@@ -318,7 +318,7 @@ def from_json(d):
         raise ValueError(f"{unknown[0]} is no setting that this version knows")
     return Config(**{k: _thing(v) for k, v in d.items()})
 
-
+# %% ../../nbs/inside/settings.ipynb #3073053a
 def _thing(v):
     if isinstance(v, list):
         return tuple(_thing(x) for x in v)
@@ -370,7 +370,7 @@ def upgraded(d):
         d = dict(objective=was) | {k: v for k, v in d.items() if k not in _OF_0_1}
     return to_json(Config()) | {k: _completed(v) for k, v in d.items()}
 
-
+# %% ../../nbs/inside/settings.ipynb #c37b3a83
 _OF_0_1 = ("mapping", "p_t", "weight", "metric", "c")
 
 # %% ../../nbs/inside/settings.ipynb #0c0de0a5

@@ -76,7 +76,7 @@ def dice(seed, stream, step, device="cpu", part=0):
     "A generator on `device` for one `stream` of random numbers at one `step`."
     return torch.Generator(device).manual_seed(seed_of(seed, stream, step, part))
 
-
+# %% ../../nbs/inside/trainer.ipynb #97cedbab
 @lru_cache(maxsize=16)
 def _shuffled(seed, epoch, n):
     return torch.randperm(n, generator=dice(seed, "order", epoch))
@@ -522,7 +522,7 @@ def _begun(config, model, data, kept, device, team):
         frozenset(k for k, b in model.named_buffers() if not b.isfinite().all()),
     )
 
-
+# %% ../../nbs/inside/trainer.ipynb #ac3e0a48
 def _scaler(device, precision):
     return torch.amp.GradScaler(device.type, enabled=precision == "float16")
 
@@ -539,7 +539,7 @@ def _enter(run, stage):
         run.scaler = _scaler(run.device, precision)
     run.stage, run.precision = stage, precision
 
-
+# %% ../../nbs/inside/trainer.ipynb #ce294d15
 def _set(run, precision):
     for model in (run.model, *run.kept.values()):
         if precision in ("float32", "tf32") or any(hasattr(m, "body") for m in model.modules()):
@@ -583,7 +583,7 @@ def _networks(run):
     moving = {name: m for name, m in run.kept.items() if name == "target"}
     return dict(model=run.model, ema=run.ema) | moving
 
-
+# %% ../../nbs/inside/trainer.ipynb #3995eb5e
 def _save(run):
     _check(run)
     networks = _networks(run)
@@ -623,7 +623,7 @@ def _restore(run):
     if run.team.leads:
         run.folder.cut(run.images)  # later records will be measured again
 
-
+# %% ../../nbs/inside/trainer.ipynb #f62d8280
 def _open(run, found):
     open_run(run.folder, run.facts, upgraded)
     found.append(load_state(run.folder))
@@ -658,7 +658,7 @@ def _check(run):
     if not torch.isfinite(run.window).all():
         raise FloatingPointError(_diverged(run, "the loss"))
 
-
+# %% ../../nbs/inside/trainer.ipynb #31195b2d
 def _diverged(run, what):
     "The sentence for a run that is lost: the data were finite when it began, so it was the steps."
     rounded = (
@@ -718,7 +718,7 @@ def _record(run, mean):
         seed=c.seed,
     )
 
-
+# %% ../../nbs/inside/trainer.ipynb #67d8fec4
 def _tell(run, record):
     "Hand a record to the log; one that fails is left out from then on."
     try:
@@ -727,7 +727,7 @@ def _tell(run, record):
         run.log = None
         warnings.warn(f"the log fails and is left out ({type(e).__name__}: {e})", stacklevel=2)
 
-
+# %% ../../nbs/inside/trainer.ipynb #780c0294
 def _write(run, record):
     "The record, snapshot and state that are due after a step."
     c, last, before = run.config, run.step == run.steps, run.images - run.config.batch
@@ -791,7 +791,7 @@ def _together(run, deadline, pressed):
         if late:
             break
 
-
+# %% ../../nbs/inside/trainer.ipynb #3c79f72a
 def _raise(error):
     if error:
         raise error
@@ -816,7 +816,7 @@ def _steps(run, time_limit):
             if run.folder and team.leads and run.whole and run.step > run.saved_step:
                 _save(run)
 
-
+# %% ../../nbs/inside/trainer.ipynb #23018730
 def _locked(run, stack):
     stack.enter_context(lock(run.folder))
 

@@ -63,7 +63,7 @@ _EDM = dict(
     dropout=0.2,
 )
 
-
+# %% ../../nbs/workshop/cifar10.ipynb #a217bced
 def _ect(kimg, **kw):
     usual = dict(batch=128, lr=1e-4, precision="auto", snapshot_kimg=max(1, int(kimg / 8)))
     return dict(tuning=Config(kimg=kimg, **usual | kw))
@@ -392,7 +392,7 @@ def _folder_of(name, names, folder, accelerator):
         _make_way(folder, names[:-1])
     return folder
 
-
+# %% ../../nbs/workshop/cifar10.ipynb #3b818031
 def _make_way(folder, earlier):
     """Sheets of `earlier` phases that version 0.1 laid into `folder`, and then refused it for, move
     to theirs."""
@@ -410,7 +410,7 @@ def second_passes(objective, stage, n=200_000):
     _, r = objective.levels(n, stage, torch.Generator().manual_seed(0))
     return float((r > 0).double().mean())
 
-
+# %% ../../nbs/workshop/cifar10.ipynb #9aa4a6c6
 def ledger(preset, flops):
     """What `preset` costs: a row for each phase and stage, dict(phase, stage, images, share of rows
     with a second pass, flops), given the `flops` of one forward pass of one picture."""

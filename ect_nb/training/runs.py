@@ -91,7 +91,7 @@ def _line(record):
     "`record` as one line of strict JSON: what is no finite number becomes null."
     return json.dumps(_strict(record), allow_nan=False) + "\n"
 
-
+# %% ../../nbs/inside/runs.ipynb #9d750cd3
 def _strict(v):
     "`v` with plain numbers, and None for what is none, at any depth."
     v = v.item() if hasattr(v, "item") and getattr(v, "ndim", 1) == 0 else v
@@ -185,7 +185,7 @@ def _differences(was, now, name):
     elif was != now:
         yield f"its {name} is {_short(was)}, not {_short(now)}"
 
-
+# %% ../../nbs/inside/runs.ipynb #670b20c3
 def _short(v):
     "A setting in a few words: of a thing its kind."
     if isinstance(v, dict):
@@ -196,7 +196,7 @@ def _short(v):
 # %% ../../nbs/inside/runs.ipynb #fcc0e750
 _MAY_CHANGE = {"kimg", "snapshot_kimg", "state_seconds"}
 
-
+# %% ../../nbs/inside/runs.ipynb #a2a42f28
 def _contradictions(was, facts):
     "Sentences for what makes the run that `was` another than the one of `facts`."
     config, now = was["config"], facts["config"]
@@ -313,7 +313,7 @@ def room(folder):
 # %% ../../nbs/inside/runs.ipynb #ce977719
 ENDING = [getattr(signal, s) for s in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, s)]
 
-
+# %% ../../nbs/inside/runs.ipynb #928e8089
 @contextmanager
 def _handled(signals, handler):
     "Inside, `handler` answers to `signals`; off the main thread nothing can be caught."
@@ -352,7 +352,7 @@ def orderly():
     free = [s for s in ENDING[1:] if signal.getsignal(s) is signal.SIG_DFL]
     return _handled(free, lambda number, frame: stop([number]))
 
-
+# %% ../../nbs/inside/runs.ipynb #d43af177
 def device_name(device):
     return (
         torch.cuda.get_device_name(device)

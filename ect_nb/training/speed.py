@@ -20,7 +20,7 @@ PRECISIONS = dict(
     float32=torch.float32, tf32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16
 )
 
-
+# %% ../../nbs/inside/speed.ipynb #b0b8aae4
 def set_precision(model, precision):
     """Run the body of every network in `model` in `precision`, one of `PRECISIONS`; embedding,
     preconditioning and loss stay in float32. ValueError if it has no such switch."""
