@@ -21,12 +21,15 @@ from dataclasses import fields
 from . import devices
 from .diffusion import Precond
 from .io import data, files, weights
+from .io.export import shape_of
 from .measure import bulk
 from .objectives import ECT, ConsistencyTraining, Denoising
 from .schedules import ConstantMapping, LogNormal, SigmoidMapping, Stages
 from .show.pictures import sheet_png, tile
 from .training.config import Config
+from .training.logs import csv_log, tensorboard_log, trackio_log, wandb_log
 from .training.recipes import PRESETS, follow, run, scaled, trainings
+from .wrapping import Wrapped
 from pathlib import Path
 
 # %% ../nbs/inside/commands.ipynb #e03bd962
@@ -56,7 +59,7 @@ def _number(kind, least, most=math.inf, above=False):
 
     return read
 
-# %% ../nbs/inside/commands.ipynb #99fae40e
+# %% ../nbs/inside/commands.ipynb #2da3362d
 def _folder(text):
     return Path(text).expanduser()
 
@@ -91,6 +94,8 @@ def _run_arguments(a):
     a.add_argument("--every", type=_ABOVE_0, default=300.0, help=often)
     many = "times the pictures of the preset, for a trial"
     a.add_argument("--scale", type=_ABOVE_0, default=1.0, help=many)
+    where = "send the records there too"
+    a.add_argument("--log", choices=("csv", "tensorboard", "wandb", "trackio"), help=where)
     one = dict(metavar="NAME=VALUE", help="settings of the last phase: lr=2e-4 stages=Stages(2)")
     a.add_argument("--set", nargs="*", action="extend", default=[], **one)
 
@@ -104,9 +109,20 @@ def _data_arguments(a):
     a.add_argument("--channels", type=int, choices=(1, 3), help=channels)
 
 # %% ../nbs/inside/commands.ipynb #3a44a52d
+_CHECKPOINT = "a snapshot of a run, a pickle of EDM, EDM2 or ECT, or a folder of diffusers"
+
+# %% ../nbs/inside/commands.ipynb #a4506723
+def _export_arguments(a):
+    a.add_argument("checkpoint", type=_folder, help=_CHECKPOINT)
+    what = "an .onnx, .pt2 or .safetensors file, or a folder with --to"
+    a.add_argument("target", type=_folder, help=what)
+    a.add_argument("--to", choices=("onnx", "torch", "kit", "diffusers", "hub"))
+    a.add_argument("--half", action="store_true", help="keep the weights as float16")
+    a.add_argument("--licence", help="of a folder for the Hub (default: the one inherited)")
+
+# %% ../nbs/inside/commands.ipynb #561b054f
 def _sample_arguments(a):
-    what = "a snapshot of a run, or a pickle of EDM or ECT"
-    a.add_argument("checkpoint", type=_folder, help=what)
+    a.add_argument("checkpoint", type=_folder, help=_CHECKPOINT)
     a.add_argument("file", type=_folder, help="the .npz to write")
     a.add_argument("--n", type=_number(int, 1), default=50_000)
     times = "falling noise levels, one evaluation each (default: 80 0.821)"
@@ -127,6 +143,7 @@ def parser():
     _run_arguments(run)
     _data_arguments(run)
     _sample_arguments(commands.add_parser("sample", help="many samples as one .npz"))
+    _export_arguments(commands.add_parser("export", help="a model for other programs"))
     teacher = commands.add_parser("teacher", help="fetch released weights")
     teacher.add_argument("name")
     where = "where to put them (default: the first folder of $ECT_NB_DATA, else ./data)"
@@ -172,15 +189,15 @@ def _parsed(name, text):
 def _is_number(v):
     return isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
 
-
+# %% ../nbs/inside/commands.ipynb #20c60afe
 def _is_whole(v):
     return isinstance(v, int) and not isinstance(v, bool) and abs(v) < 2**63
 
-
+# %% ../nbs/inside/commands.ipynb #dd6230c1
 def _is_pair(v):
     return isinstance(v, tuple) and len(v) == 2 and all(_is_number(b) and 0 <= b < 1 for b in v)
 
-# %% ../nbs/inside/commands.ipynb #b35890f4
+# %% ../nbs/inside/commands.ipynb #fa3e7f58
 _PLAIN = (
     (bool, "True or False", lambda v: isinstance(v, bool)),
     (int, "a whole number", _is_whole),
@@ -280,6 +297,18 @@ class _Bar:
             self.bar.close()
 
 # %% ../nbs/inside/commands.ipynb #f2f815c5
+def _log(a):
+    "The log that the command asks for, beside the run folder's own records."
+    name = a.folder.name
+    makers = dict(
+        csv=lambda: csv_log(a.folder.with_name(f"{name}.csv")),
+        tensorboard=lambda: tensorboard_log(a.folder.with_name(f"{name}-tensorboard")),
+        wandb=lambda: wandb_log(project="ect_nb", name=name),
+        trackio=lambda: trackio_log(project="ect_nb", name=name),
+    )
+    return makers[a.log]()
+
+# %% ../nbs/inside/commands.ipynb #2ae3adc5
 def _run(a):
     preset, seed = asked(a)
     device = str(devices.device(a.device))
@@ -289,8 +318,9 @@ def _run(a):
     z = torch.randn(16, *pictures.shape, generator=torch.Generator().manual_seed(3))
     hours = a.hours or preset.hours
     limit = hours and 3600 * hours
-    steps = run(preset, a.folder, pictures, a.start, device, limit, accelerator, seed)
     leads = accelerator is None or accelerator.is_main_process
+    log = _log(a) if a.log and leads else None
+    steps = run(preset, a.folder, pictures, a.start, device, limit, accelerator, seed, log)
     bar = _Bar(leads)
     try:
         for phase, p, x in follow(steps, z, preset.times, a.every):
@@ -314,6 +344,8 @@ def _ending(phase, p):
 def _trained_shape(path, net):
     """(C, H, W) of the pictures that the checkpoint `path` was trained on, else those its network
     was laid out for."""
+    if "channels" not in net:
+        return shape_of(path, net["model"])
     about = {} if Path(path).suffix == ".pkl" else weights.header(path)
     places = [about, about.get("model") or {}, about.get("provenance") or {}]
     shape = next((p["shape"] for p in places if p.get("shape")), None)
@@ -326,6 +358,8 @@ def _draws(path, model):
     """The network's description, if `model` draws pictures; ValueError says what the file holds
     instead."""
     net = getattr(getattr(model, "net", None), "config", None)
+    if isinstance(model, Wrapped):
+        return dict(model=model)
     described = isinstance(net, dict) and {"channels", "resolution"} <= net.keys()
     if isinstance(model, Precond) and described:
         return net
@@ -385,6 +419,8 @@ _OPTIONS = {
     "batch": "batch",
     "labels": "data",
     "pictures": "data",
+    "to": "to",
+    "licence": "licence",
 }
 
 # %% ../nbs/inside/commands.ipynb #a6e354e2
@@ -483,7 +519,13 @@ def _list(a):
         start = (p.teacher or "fresh weights") if p.network else "a model of your own"
         print(f"{p.name:16s} {p.title}; {p.kimg:,.0f} kimg; from {start}; for {p.device}")
 
+# %% ../nbs/inside/commands.ipynb #0b4e88a3
+def _export(a):
+    from ect_nb.io.export import export
 
+    print(export(a.checkpoint, a.target, a.to, a.half, a.licence))
+
+# %% ../nbs/inside/commands.ipynb #d9aa346f
 def _teacher(a):
     print(weights.teacher(a.name, folder=a.folder, download=True))
 
@@ -493,6 +535,7 @@ def main(argv=None):
 
     def act():
         a = parser().parse_args(argv)
-        return dict(list=_list, run=_run, sample=_sample, teacher=_teacher)[a.command](a)
+        acts = dict(list=_list, run=_run, sample=_sample, export=_export, teacher=_teacher)
+        return acts[a.command](a)
 
     return commanded(act)

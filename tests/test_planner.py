@@ -402,3 +402,27 @@ def test_what_is_no_number_is_said_and_mended(atlas, name, text):
 )
 def test_numbers_are_read_as_they_are_written(text, value):
     assert typed("hours", text, 1e6) == value
+
+
+def test_rates_of_a_trial_and_of_a_run(tmp_path):
+    import torch
+    from ect_nb import ECT, MLP, Config, Precond, Stages
+    from ect_nb.show.planner import of_run, timed, trial
+    from ect_nb.training.runs import RunFolder
+
+    points, config = torch.randn(64, 2), Config(ECT(c=0.03), batch=32, stages=Stages(1, 500, 3))
+    row = trial(Precond(MLP(dim=2, width=8)), points, config, "fashion_mnist_20k", 0.3)
+    assert 0 < row["low"] <= row["high"] and row["how"] == "measured" and "trial" in row["source"]
+    spans = [0.1] * 8 + [0.2] * 2
+    assert timed(spans, 128, "d", "cifar10", "s")["high"] == pytest.approx(3.6 * 128 / 0.1)
+    assert timed(spans, 128, "d", "cifar10", "s")["low"] == pytest.approx(3.6 * 128 / 0.2)
+    with pytest.raises(ValueError, match="no step"):
+        timed([], 128, "d", "cifar10", "s")
+    run = RunFolder(tmp_path / "run")
+    for k in range(1, 21):  # an early stage at half the time, then 36 s a kimg
+        seconds = 18.0 * min(k, 10) + 36.0 * max(k - 10, 0)
+        run.record(metric="loss", value=1.0, kimg=float(k), stage=int(k > 10), seconds=seconds)
+    row = of_run(tmp_path / "run")
+    assert row["low"] == row["high"] == pytest.approx(100.0) and "records" in row["source"]
+    with pytest.raises(ValueError, match="no records"):
+        of_run(tmp_path / "none")

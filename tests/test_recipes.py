@@ -132,7 +132,7 @@ def test_the_preset_of_imagenet_holds_the_published_constants_and_says_what_is_m
         p.times[1],
         c.kimg,
     ) == (4, 0.06, "edm", "Adam", 1e-3, (0.9, 0.99), "inverse_sqrt", -0.8, 1.6, 1.526, 12_800)
-    with pytest.raises(ValueError, match="no network in this kit"):
+    with pytest.raises(FileNotFoundError, match="edm2-img64-s.*are not here.*560 MB"):
         begin(p)
 
 
@@ -420,7 +420,7 @@ def test_the_command_lists_runs_continues_and_samples(files, tmp_path):
         ),
         (
             ("run", "imagenet64", "{tmp}/run", "--data", "{files}/pictures", "--device", "cpu"),
-            "no network in this kit",
+            "edm2-img64-s.* are not here",
         ),
         (("sample", "{files}/none.safetensors", "{tmp}/x.npz"), "no checkpoint at"),
     ],

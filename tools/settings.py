@@ -44,9 +44,7 @@ def text(root):
         language="English",
         requirements=" ".join(project["dependencies"]),
         dev_requirements=" ".join(
-            r
-            for r in extras["lab"] + extras["gpus"] + extras["dev"]
-            if not r.startswith(project["name"])
+            r for r in dict.fromkeys(sum(extras.values(), [])) if not r.startswith(project["name"])
         ),
     )
     return (

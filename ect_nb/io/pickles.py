@@ -387,7 +387,7 @@ def _complaint(error, content):
     return "is damaged, its instructions do not fit together: fetch it again"
 
 # %% ../../nbs/inside/pickles.ipynb #65eeb751
-MAX_BYTES = 1 << 30  # a file of the CIFAR-10 network has 223 MB
+MAX_BYTES = 4 << 30  # EDM2-XL has 2.2 GB; the CIFAR-10 network has 223 MB
 _DAMAGED = (  # what pickletools, pickle and struct raise where instructions do not fit together
     ValueError,
     LookupError,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUILDERS', 'MAX_BYTES', 'LICENCE', 'TEACHERS', 'describe', 'build', 'save', 'header', 'read_tensors', 'load',
-           'load_edm', 'load_any', 'edm_facts', 'convert', 'fetch', 'teacher']
+           'load_edm', 'load_any', 'load_diffusers', 'edm_facts', 'convert', 'fetch', 'teacher']
 
 # %% ../../nbs/inside/weights.ipynb #9cd3998f
 import http.client
@@ -16,14 +16,18 @@ import tempfile
 import torch
 import urllib.error
 import warnings
-from .. import networks
+from .. import edm2, networks, wrapping
 from ..diffusion import Precond
 from . import data, files, pickles
 from pathlib import Path
 
 # %% ../../nbs/inside/weights.ipynb #f72781ac
 BUILDERS = dict(
-    Precond=Precond, UNet=networks.UNet, MLP=networks.MLP, Classifier=networks.Classifier
+    Precond=Precond,
+    UNet=networks.UNet,
+    EDM2=edm2.EDM2,
+    MLP=networks.MLP,
+    Classifier=networks.Classifier,
 )
 
 # %% ../../nbs/inside/weights.ipynb #3d8576cd
@@ -34,6 +38,11 @@ def describe(model):
     None for a network that is not of this kit; a subclass that changes more than the name is none.
     """
     model = networks.inside(model)
+    if isinstance(model, wrapping.Wrapped):
+        net, around = describe(model.net), wrapping.settings_of(model)
+        return net and around and dict(name="Wrapped", net=net, **around)
+    if foreign := wrapping.described(model):
+        return foreign
     name = next((k for k, kit in BUILDERS.items() if _only_named(type(model), kit)), None)
     if name is None:
         return None
@@ -55,15 +64,18 @@ def build(description):
     "A fresh model from what `describe` returned. ValueError if no network can be made of it."
     kw = dict(description)
     name = kw.pop("name", None)
-    if not isinstance(name, str) or name not in BUILDERS:
+    if isinstance(name, str) and name.startswith("diffusers:"):
+        return wrapping.made(name, kw.get("config"))
+    makers = BUILDERS | dict(Wrapped=wrapping.wrapped_by)
+    if not isinstance(name, str) or name not in makers:
         raise ValueError(
             f"unknown network {name!r:.40}: this version of ect_nb knows {', '.join(BUILDERS)}; a"
             " newer version may know more"
         )
     try:
-        if name == "Precond":
+        if name in ("Precond", "Wrapped"):
             kw["net"] = build(kw["net"])
-        return BUILDERS[name](**kw)
+        return makers[name](**kw)
     except (
         TypeError,
         LookupError,
@@ -84,11 +96,13 @@ def save(model, path, dtype=None, shape=None, **provenance):
 
     `dtype` casts floats (torch.float16 halves the file). `shape`: (C, H, W) of the pictures it was
     trained on, which `header` gives back; a U-Net takes others too. A wrapper (DataParallel,
-    torch.compile) is looked through."""
+    torch.compile) is looked through. A model that came with a licence hands it on, as origin."""
     from safetensors.torch import save as to_bytes
 
     model = networks.inside(model)
     tensors = _cast(model.state_dict(), dtype)
+    if getattr(model, "origin", None) and "licence" not in provenance:
+        provenance["origin"] = model.origin
     if (description := describe(model)) is None:
         _say_bare(model)
     header = dict(
@@ -168,8 +182,8 @@ def _found(path):
     ):
         raise ValueError(
             f"{path} is a folder with a model of another library (as diffusers keeps it) or a run,"
-            " not a checkpoint of this kit: read it with that library, or name a .safetensors file"
-            " of the run"
+            " not a checkpoint of this kit: read it with load_any, or name a .safetensors file of"
+            " the run"
         )
     return files.regular(path)
 
@@ -273,6 +287,7 @@ def load(path, into=None, device=None):
     _fit(model, tensors, path)
     _finite(model, tensors, path)
     model.load_state_dict(tensors)
+    _remember(model, _read_header(meta, path)["provenance"])
     return model.eval().to(device) if device else model.eval()
 
 # %% ../../nbs/inside/weights.ipynb #66fa9321
@@ -396,7 +411,7 @@ def _unlike(network):
         if filter is not None and not _is_filter(filter.tensor):
             return f"the resampling filter of {name} is not one of DDPM++ or NCSN++"
 
-# %% ../../nbs/inside/weights.ipynb #04fab3ee
+# %% ../../nbs/inside/weights.ipynb #77385824
 def _near(value, other):
     return (
         isinstance(value, (bool, int, float))
@@ -412,7 +427,7 @@ def _said(value):
         else f"a {type(value).__name__}"
     )  # a list of lists of lists could take for ever to be said
 
-# %% ../../nbs/inside/weights.ipynb #8bd02882
+# %% ../../nbs/inside/weights.ipynb #c0972d7b
 def _is_filter(f):
     taps = torch.tensor({2: [1.0, 1.0], 4: [1.0, 3.0, 3.0, 1.0]}.get(f.shape[-1], [0.0]))
     want = torch.outer(taps, taps) / taps.sum().square().clamp(min=1)
@@ -433,7 +448,7 @@ def _opened(path):
         )
     parts = model.get("_modules")
     parts = parts if isinstance(parts, dict) else {}
-    net = parts.get("model")
+    net = parts.get("unet" if "unet" in parts else "model")
     if why := _of_others(model, parts, net):
         raise ValueError(f"{path} holds a {why}")
     try:
@@ -444,11 +459,6 @@ def _opened(path):
 # %% ../../nbs/inside/weights.ipynb #652cfa62
 def _of_others(model, parts, net):
     "What the `Record` is instead of a network of EDM or ECT; None if it is one."
-    if "unet" in parts:
-        return (
-            "network of EDM2 (ImageNet), which this kit does not build: give a file of EDM or of"
-            " ECT on CIFAR-10"
-        )
     if not isinstance(net, pickles.Record):
         return (
             f"{model.name[:80]} without a network named 'model', so not a checkpoint of EDM or ECT"
@@ -462,7 +472,7 @@ def _boundary(model):
     ECT's class at its attribute `sigma_min`, or, where that is 0 or missing, at the 0.003 of the
     released ECT code."""
     given = model.get("sigma_min", 0)
-    if model.name == "EDMPrecond":
+    if model.name == "EDMPrecond" or "unet" in model.get("_modules", {}) and not given:
         return 0.0
     return float(given) if isinstance(given, (int, float)) and 0 < given < 1 else 0.003
 
@@ -475,13 +485,16 @@ def _sigma_data(model, path):
 
 # %% ../../nbs/inside/weights.ipynb #769716d0
 def _network(net, tensors, augment, path):
-    "The settings and the float32 tensors of our `UNet` for the `Record` and its tensors."
+    "The settings and the float32 tensors of our network for the `Record` and its tensors."
+    if "emb_fourier.freqs" in tensors:
+        kept = {f"net.{k}": v.float().contiguous() for k, v in tensors.items()}
+        return _settings_of_edm2(net, tensors, path), kept
     try:
         settings = _settings({k: tuple(v.shape) for k, v in tensors.items()})
     except (LookupError, ValueError, ZeroDivisionError):
         raise ValueError(
             f"{path} holds a network of class {net.name[:80]}, which is neither DDPM++ nor NCSN++"
-            " (SongUNet): this kit does not build it"
+            " (SongUNet), nor EDM2: this kit does not build it"
         ) from None
     try:
         why = _unlike(net)
@@ -495,6 +508,52 @@ def _network(net, tensors, augment, path):
     kept = {k: v for k, v in tensors.items() if augment or k != "map_augment.weight"}
     return settings, {f"net.{k}": v.float().contiguous() for k, v in kept.items()}
 
+# %% ../../nbs/inside/weights.ipynb #5ca1ab04
+_EDM2_FIXED = dict(
+    res_balance=0.3, attn_balance=0.3, label_balance=0.5, concat_balance=0.5, clip_act=256
+)
+
+# %% ../../nbs/inside/weights.ipynb #5f688fe0
+def _settings_of_edm2(net, tensors, path):
+    "The arguments of `EDM2` for the `Record` and its tensors. ValueError for another network."
+    shapes = {k: tuple(v.shape) for k, v in tensors.items()}
+    try:
+        convs = {
+            int(m[1]): k for k in shapes if (m := re.fullmatch(r"enc\.(\d+)x\1_conv\.weight", k))
+        }
+        first = shapes[convs[max(convs)]]
+        found = [re.fullmatch(r"enc\.(\d+)x\1_block(\d+)\.conv_res1\.weight", k) for k in shapes]
+        levels = sorted({int(m[1]) for m in found if m}, reverse=True)
+        named = lambda r, part: shapes.get(f"enc.{r}x{r}_block0.{part}.weight")
+        settings = dict(
+            name="EDM2",
+            resolution=max(convs),
+            channels=first[1] - 1,
+            label_dim=shapes.get("emb_label.weight", (0, 0))[1],
+            model_channels=first[0],
+            channel_mult=[named(r, "conv_res1")[0] // first[0] for r in levels],
+            num_blocks=sum(int(m[1]) == max(levels) for m in found if m),
+            attention=[r for r in levels if named(r, "attn_qkv")],
+        )
+        return settings | dict(head_channels=_heads(net), dropout=_dropout(net))
+    except (LookupError, ValueError, TypeError, AttributeError, ZeroDivisionError) as e:
+        raise ValueError(f"{path} holds a {net.name[:80]} unlike EDM2's network: {e}") from None
+
+# %% ../../nbs/inside/weights.ipynb #5ca1ab05
+def _heads(net):
+    "Channels of an attention head in EDM2's `Record`. ValueError where it computes otherwise."
+    found = set()
+    for name, r in pickles.modules(net):
+        for key, value in _EDM2_FIXED.items():
+            if key in r.state and not _near(r.state[key], value):
+                raise ValueError(f"{key} of {name} is {_said(r.state[key])}, not {value}")
+        heads, attends = r.get("num_heads", 0), r.get("_modules", {}).get("attn_proj")
+        if heads and attends is not None:
+            found.add(len(attends.get("_parameters", {})["weight"].tensor) // int(heads))
+    if len(found) > 1:
+        raise ValueError("its attention heads differ in width")
+    return found.pop() if found else 64
+
 # %% ../../nbs/inside/weights.ipynb #eaebaf75
 def _dropout(net):
     "The dropout that the `Record` was made with, or that its first layer has; 0 if neither says."
@@ -507,8 +566,8 @@ def _dropout(net):
 
 # %% ../../nbs/inside/weights.ipynb #735f7a40
 def load_edm(path, sigma_min=None, device=None, augment=False):
-    """The model in the EDM or ECT pickle `path`, of the DDPM++ or NCSN++ family, as a `Precond` in
-    evaluation mode, float32, called as `m(x, t, labels=None)`. Nothing in the file is run.
+    """The model in the pickle `path` of EDM, EDM2 or ECT: a `Precond` in evaluation mode, float32,
+    called as `m(x, t, labels=None)`. Nothing in the file is run.
 
     `sigma_min` (None: what the class in the file implies) is where the boundary stands in
     evaluation; `augment` keeps the head for EDM's augmentation labels, which ECT does not use.
@@ -519,7 +578,7 @@ def load_edm(path, sigma_min=None, device=None, augment=False):
     try:
         with torch.device("meta"):
             model = Precond(
-                networks.UNet(**settings),
+                build(dict(name="UNet") | settings),
                 sigma_data,
                 _boundary(record) if sigma_min is None else sigma_min,
             )
@@ -532,19 +591,84 @@ def load_edm(path, sigma_min=None, device=None, augment=False):
             " training diverged, or is damaged"
         )
     model.load_state_dict(tensors, assign=True)
+    model.origin = dict(source=Path(path).name, licence=LICENCE)
     return model.eval().to(device) if device else model.eval()
 
 # %% ../../nbs/inside/weights.ipynb #36113fdf
 def load_any(path):
-    "The model in the file `path`: a checkpoint of this kit, or a pickle of EDM or ECT."
+    """The model in `path`: a checkpoint of this kit, a pickle of EDM, EDM2 or ECT, or a folder of
+    diffusers."""
     path = Path(path)
+    if (path / "model_index.json").is_file() or (path / "scheduler").is_dir():
+        return load_diffusers(path)
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is not a file: give a checkpoint, such as a snapshot of a run")
+        raise ValueError(
+            f"{path} is not a file, nor a folder of diffusers with its scheduler: give a"
+            " checkpoint, such as a snapshot of a run"
+        )
     return load_edm(path) if path.suffix == ".pkl" else load(path)
+
+# %% ../../nbs/inside/weights.ipynb #5ca1ab02
+def load_diffusers(folder, device=None):
+    """The model in a `folder` of diffusers, with unet or transformer and scheduler, wrapped as
+    f(x, t) and in evaluation mode. Only JSON and safetensors are read. ValueError or
+    FileNotFoundError say what is wrong with the folder."""
+    folder = Path(folder)
+    parts = [p for p in ("unet", "transformer") if (folder / p / "config.json").is_file()]
+    if not parts or not (folder / "scheduler" / "scheduler_config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no unet or transformer with a scheduler: give the folder that"
+            " save_pretrained of a diffusers pipeline wrote"
+        )
+    part = parts[0]
+    config = _json(folder / part / "config.json")
+    clock = _json(folder / "scheduler" / "scheduler_config.json")
+    net = wrapping.made(f"diffusers:{config.get('_class_name', '')}", config)
+    tensors, _ = read_tensors(_one_file(folder / part))
+    _fit(net, tensors, folder / part)
+    net.load_state_dict(tensors)
+    model = wrapping.wrap(net, *wrapping.of_scheduler(clock))
+    model.origin = dict(source=folder.name)
+    return model.eval().to(device) if device else model.eval()
+
+# %% ../../nbs/inside/weights.ipynb #5ca1ab03
+def _json(path):
+    "The dict in the JSON file `path`; ValueError if it holds none."
+    try:
+        found = json.loads(files.contents(path, 1 << 24))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not JSON with a table: fetch it again")
+    return found
+
+# %% ../../nbs/inside/weights.ipynb #7e08aaaa
+def _one_file(folder):
+    "The safetensors file with the weights in a `folder` of diffusers."
+    whole = folder / "diffusion_pytorch_model.safetensors"
+    others = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not whole.is_file() and len(others) == 1 and others[0].suffix == ".safetensors":
+        return others[0]
+    if not whole.is_file() and others:
+        raise ValueError(
+            f"{folder} keeps its weights as {others[0].name}, a pickle or one of several parts:"
+            " save them with save_pretrained(…, safe_serialization=True) and a large max_shard_size"
+        )
+    return whole
+
+# %% ../../nbs/inside/weights.ipynb #0a8ee565
+def _remember(model, provenance):
+    "Let `model` know the licence it came with, so that what is made of it inherits that."
+    origin = provenance.get("origin") or {
+        k: provenance[k] for k in ("source", "licence") if provenance.get(k)
+    }
+    if isinstance(origin, dict) and origin:
+        model.origin = origin
 
 # %% ../../nbs/inside/weights.ipynb #5a0861a6
 LICENCE = "CC BY-NC-SA 4.0"
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
+_EDM2 = "https://nvlabs-fi-cdn.nvidia.com/edm2/posthoc-reconstructions/"
 TEACHERS = {
     "edm-cifar10-32x32-uncond-vp": dict(
         url=_EDM + "edm-cifar10-32x32-uncond-vp.pkl",
@@ -552,6 +676,9 @@ TEACHERS = {
         licence=LICENCE,
     ),
     "edm-cifar10-32x32-cond-vp": dict(url=_EDM + "edm-cifar10-32x32-cond-vp.pkl", licence=LICENCE),
+    "edm2-img64-s-1073741-0.075": dict(
+        url=_EDM2 + "edm2-img64-s-1073741-0.075.pkl", licence=LICENCE, size="560 MB"
+    ),
 }
 
 # %% ../../nbs/inside/weights.ipynb #3b23f941
@@ -564,7 +691,7 @@ def edm_facts(path):
     teacher = next((name for name, t in TEACHERS.items() if t.get("sha256") == sha256), None)
     settings, kept = _network(net, tensors, True, path)
     parameters = sum(
-        v.numel() for k, v in kept.items() if not k.endswith(("resample_filter", "freqs"))
+        v.numel() for k, v in kept.items() if not k.endswith(("resample_filter", "freqs", "phases"))
     )
     return dict(
         file=Path(path).name,
@@ -658,10 +785,11 @@ def teacher(name, folder=None, download=False):
             if (place / (name + suffix)).is_file():
                 return place / (name + suffix)
     url, sha256, licence = (TEACHERS[name].get(k) for k in ("url", "sha256", "licence"))
+    size = TEACHERS[name].get("size", "223 MB")
     if not download:
         raise FileNotFoundError(
             f"the weights {name} are not here: fetch them with `python -m ect_nb teacher {name}`"
-            f" (223 MB, licence {licence}: not for commercial use, and what is tuned from them"
+            f" ({size}, licence {licence}: not for commercial use, and what is tuned from them"
             " inherits it)"
         )
     into = own[0] if own else data.home()[0] if os.environ.get("ECT_NB_DATA") else Path("data")

@@ -16,6 +16,7 @@ import textwrap
 import torch
 import zlib
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from ..edm2 import width
 from ..objectives import ECT, Denoising, Objective
 from ..schedules import Stages
 from .speed import OPTIMIZERS, PRECISIONS
@@ -29,7 +30,8 @@ class Config:
 
     `kimg` thousand pictures in batches of `batch`, each in `accumulate` parts; `stages` of the
     objective; `optimizer` of torch.optim, or Muon; learning rate `lr` after `warmup_kimg`, then
-    `decay`, one of `DECAYS`, with `decay_kimg`; `ema` per step, ramped up if `ema_rampup`;
+    `decay`, one of `DECAYS`, with `decay_kimg`; `ema` per step, ramped up if `ema_rampup`, or by a
+    power function of relative width `ema_rel` (see `edm2`);
     `precision` of the network's body, one of `PRECISIONS` or auto; `compile` the network and keep
     it `channels_last` (see `speed`); EMA weights are kept every `snapshot_kimg`, the state every
     `state_seconds`. `Config()` is ECT as released for CIFAR-10, but for a short budget."""
@@ -47,6 +49,7 @@ class Config:
     decay_kimg: float = 0.0
     ema: float = 0.9999
     ema_rampup: bool = False
+    ema_rel: float = 0.0
     precision: str = "float32"
     compile: bool = False
     channels_last: bool = False
@@ -151,6 +154,10 @@ def _check_shares(config):
         raise ValueError(f"betas is {betas!r}; it must be two numbers, at least 0 and below 1")
     if not share(ema):
         raise ValueError(f"ema is {ema!r}; it must be at least 0 and below 1")
+    if config.ema_rel and not (_number(config.ema_rel) and 0 < config.ema_rel < width(0)):
+        raise ValueError(
+            f"ema_rel is {config.ema_rel!r}; it must be 0, or above it and below {width(0):.3f}"
+        )
     if config.batch % config.accumulate != 0:
         raise ValueError(
             f"batch is {config.batch} and accumulate {config.accumulate}; batch must be a multiple"

@@ -22,6 +22,7 @@ from torch import nn
 
 # %% ../../nbs/inside/trainer.ipynb #3eedf5a7
 from ..branches import queued
+from ..edm2 import kept
 from ..io import files, weights
 from ..networks import classes_of, dtype_of, inside, shares_dropout
 from ect_nb.training.config import (
@@ -75,7 +76,7 @@ def dice(seed, stream, step, device="cpu", part=0):
     "A generator on `device` for one `stream` of random numbers at one `step`."
     return torch.Generator(device).manual_seed(seed_of(seed, stream, step, part))
 
-
+# %% ../../nbs/inside/trainer.ipynb #97cedbab
 @lru_cache(maxsize=16)
 def _shuffled(seed, epoch, n):
     return torch.randperm(n, generator=dice(seed, "order", epoch))
@@ -107,11 +108,14 @@ def draw(config, data, step, stage, device, mine=slice(None)):
 
 # %% ../../nbs/inside/trainer.ipynb #1d8953e1
 def _labels(model, data, index, like):
-    "One-hot labels for a network that asks for them, on the device of `like`; else nothing."
+    """What the network is told of these rows, on the device of `like`: one-hot labels, if it asks
+    for them, and the `conditions` of the data by their names."""
+    conditions = getattr(data, "conditions", None) or {}
+    told = {k: v[queued(index, v, torch.int64)].to(like.device) for k, v in conditions.items()}
     classes, labels = classes_of(model), getattr(data, "labels", None)
-    if not classes or labels is None:
-        return {}
-    return dict(labels=F.one_hot(labels[queued(index, labels)], classes).to(like))
+    if classes and labels is not None:
+        told["labels"] = F.one_hot(labels[queued(index, labels)], classes).to(like)
+    return told
 
 # %% ../../nbs/inside/trainer.ipynb #36a31a89
 @contextmanager
@@ -161,6 +165,13 @@ def update_ema(ema, model, beta):
     for a, b in zip(ema.buffers(), model.buffers()):
         a.copy_(b)
 
+# %% ../../nbs/inside/trainer.ipynb #5ca1ab06
+def _stays(config, step):
+    "The share of the average that stays after the `step` (1, 2, …)."
+    if config.ema_rel:
+        return kept(step, config.ema_rel)
+    return min(config.ema, step / (step + 9)) if config.ema_rampup else config.ema
+
 # %% ../../nbs/inside/trainer.ipynb #7d1c40e0
 def train_step(run):
     """One optimisation step of `run`; returns the mean loss as a tensor on the device, so that
@@ -173,7 +184,10 @@ def train_step(run):
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     run.team.average_buffers(run.model)
-    update_ema(run.ema, run.model, min(c.ema, n / (n + 9)) if c.ema_rampup else c.ema)
+    for layer in run.model.modules():
+        if hasattr(layer, "settle"):  # EDM2's weights are brought back to their length
+            layer.settle()
+    update_ema(run.ema, run.model, _stays(c, n))
     if "target" in run.kept:
         update_ema(run.kept["target"], run.model, c.objective.target_ema)
     return total
@@ -214,22 +228,26 @@ def train(
     accelerator=None,
     time_limit=None,
     teacher=None,
+    log=None,
 ):
     """A generator: nothing happens until it is iterated; each turn takes a step, yields `Progress`.
 
     It trains a copy of `model` on `data` as `config` says. `data`: a float tensor (N, …) in
     [-1, 1], `Pictures`, or anything with len(data) and data.batch(indices) -> float (B, …); its
-    `labels` (N,) go to a network that wants classes, its `checksum` into the record. What is frozen
-    stays so, mode and all, unless everything is. `teacher`: for an objective that keeps one; the
+    `labels` (N,) go to a network that wants classes, its `conditions`, a dict of tensors (N, …), to
+    the network by name, its `checksum` into the record. What is frozen stays so, mode and all,
+    unless everything is. `teacher`: for an objective that keeps one; the
     given `model` unless another is given. `device`: that of `model` unless given.
 
     With a `folder` the run can be killed at any moment and continued by the same call, bit for bit
     on a CPU; Ctrl-C, SIGTERM, break and close save first. After `time_limit` seconds (0: one step)
-    it saves and ends. The processes of Accelerate's `accelerator` share each batch (`processes`).
+    it saves and ends. `log`: a function that is given every record (`logs`). The processes of
+    Accelerate's `accelerator` share each batch (`processes`).
 
     ValueError, before anything is written, for settings, data and networks that do not fit
     together, and for a folder that holds another run."""
     run = prepared(model, data, config, folder, device, accelerator, teacher)
+    run.log = log
     return _steps(run, math.inf if time_limit is None else time_limit)
 
 # %% ../../nbs/inside/trainer.ipynb #931455d4
@@ -281,6 +299,9 @@ def _handed_over(model):
     if not any(p.requires_grad for p in live.parameters()):
         for name, p in live.named_parameters():
             p.requires_grad_(name in getattr(model, "trained", {name}))
+    for layer in live.modules():
+        if hasattr(layer, "settle") and any(p.requires_grad for p in layer.parameters()):
+            layer.settle()
     return live if model.training else _awake(live)
 
 # %% ../../nbs/inside/trainer.ipynb #cb1b0689
@@ -440,7 +461,7 @@ def facts_of(config, model, data, teacher=None):
         config=json.loads(json.dumps(to_json(config))),
         init=checksum(model.state_dict()),
         data=dict(name=name, n=len(data), checksum=mark),
-        network=weights.describe(model),
+        network=weights.describe(model) or getattr(model, "facts", None),
         code=_own_code(model),
         software=f"torch {torch.__version__}",
     )
@@ -477,6 +498,7 @@ class _Run:
     chosen: dict = field(default_factory=dict)
     whole: bool = True  # False in the middle of a step: nothing to save then
     error: Exception | None = None  # what kept the writing process from writing
+    log: object = None  # a function of a record
 
     @property
     def images(self):
@@ -663,11 +685,16 @@ def _keep(run):
         if run.step == run.steps or run.step % max(1, run.steps // 100) == 0
         else None
     )
-    if not run.folder or not run.team.leads or run.error:
+    if not run.team.leads or run.error:
+        return
+    record = mean is not None and _record(run, mean)
+    if record and run.log:
+        _tell(run, record)
+    if not run.folder:
         return
     try:
         with room(run.folder):
-            _write(run, mean)
+            _write(run, record)
     except Exception as e:
         if run.team.n == 1:
             raise
@@ -681,20 +708,35 @@ def _mean_loss(run):
     return total / n
 
 # %% ../../nbs/inside/trainer.ipynb #3a170a3d
-def _write(run, mean):
+def _record(run, mean):
+    "The record of the mean loss since the last one."
+    c = run.config
+    return dict(
+        metric="loss",
+        value=mean,
+        kimg=run.images / 1000,
+        stage=run.stage,
+        lr=learning_rate(c, run.images - c.batch),
+        precision=run.precision,
+        seconds=round(run.seconds, 3),
+        seed=c.seed,
+    )
+
+# %% ../../nbs/inside/trainer.ipynb #67d8fec4
+def _tell(run, record):
+    "Hand a record to the log; one that fails is left out from then on."
+    try:
+        run.log(record)
+    except Exception as e:
+        run.log = None
+        warnings.warn(f"the log fails and is left out ({type(e).__name__}: {e})", stacklevel=2)
+
+# %% ../../nbs/inside/trainer.ipynb #780c0294
+def _write(run, record):
     "The record, snapshot and state that are due after a step."
     c, last, before = run.config, run.step == run.steps, run.images - run.config.batch
-    if mean is not None:
-        run.folder.record(
-            metric="loss",
-            value=mean,
-            kimg=run.images / 1000,
-            stage=run.stage,
-            lr=learning_rate(c, before),
-            precision=run.precision,
-            seconds=round(run.seconds, 3),
-            seed=c.seed,
-        )
+    if record:
+        run.folder.record(**record)
     every = 1000 * c.snapshot_kimg
     if last or every and run.images // every > before // every:
         _snapshot(run)

@@ -28,10 +28,10 @@ from torch import nn
 # %% ../../nbs/workshop/cifar10.ipynb #0c4f7a75
 @dataclass(frozen=True)
 class Preset:
-    """A recipe: `phases` {name: Config} in order on `data`; `network` (arguments of `UNet`; None:
-    the kit has none); `teacher`, the released weights it starts from (None: fresh ones); `times` of
-    its two-step samples; the `device` it is meant for; the `source` of its numbers; `hours` a
-    session may last (None: no limit)."""
+    """A recipe: `phases` {name: Config} in order on `data`; `network` (arguments of `UNet`, or of
+    another by `name`; None: the kit has none); `teacher`, the released weights it starts from
+    (None: fresh ones); `times` of its two-step samples; the `device` it is meant for; the `source`
+    of its numbers; `hours` a session may last (None: no limit)."""
 
     name: str
     title: str
@@ -230,9 +230,9 @@ _IMAGENET = Preset(
         decay="inverse_sqrt",
         decay_kimg=256.0,
     ),
-    None,
-    None,
-    "your own network: EDM2's is not in this kit",
+    dict(name="EDM2", dropout=0.4),
+    "edm2-img64-s-1073741-0.075",
+    "several GPUs; untimed",
     "Geng et al. 2024, Table of ImageNet settings",
     data="imagenet64",
     times=(80.0, 1.526),
@@ -263,7 +263,7 @@ def with_dropout(model, p):
     for m in model.modules():
         if isinstance(m, Dropout):
             m.p = p
-        if isinstance(getattr(m, "config", None), dict) and "dropout" in m.config:
+        if type(getattr(m, "config", None)) is dict and "dropout" in m.config:
             m.config["dropout"] = p
     return model
 
@@ -284,7 +284,8 @@ def begin(preset, start=None, seed=0):
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = Precond(UNet(**preset.network), sigma_data=0.5)
+            net = weights.build(dict(name="UNet") | preset.network)
+            model = Precond(net, sigma_data=0.5)
     if preset.network is None:
         return model
     return with_dropout(model, preset.network.get("dropout", 0.0))
@@ -377,13 +378,15 @@ def run(
     time_limit=None,
     accelerator=None,
     seed=0,
+    log=None,
 ):
     """Carry out `preset` in the run folder `folder`; yields (phase, Progress) after each step.
 
     Called again, it goes on where it stopped; after `time_limit` seconds it stops by itself.
     Earlier phases have folders of their own beside it, `folder`-diffusion; with a `start` only the
-    last is run. `pictures`: the preset's unless given; a fresh network is `suited` to them.
-    ValueError, before anything is written, for pictures that it cannot take (`fits`)."""
+    last is run. `pictures`: the preset's unless given; a fresh network is `suited` to them; `log`
+    is given every record. ValueError, before anything is written, for pictures that it cannot take
+    (`fits`)."""
     folder, began = Path(folder).expanduser(), time.monotonic()
     pictures = data.load(preset.data) if pictures is None else pictures
     preset = suited(preset, pictures)
@@ -393,7 +396,7 @@ def run(
         config = replace(preset.phases[name], seed=seed)
         own = _folder_of(name, names, folder, accelerator)
         left = None if time_limit is None else max(1e-9, time_limit - (time.monotonic() - began))
-        for p in train(model, pictures, config, own, device, accelerator, left):
+        for p in train(model, pictures, config, own, device, accelerator, left, log=log):
             yield name, p
         if p.done < 1:
             return

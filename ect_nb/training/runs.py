@@ -89,10 +89,17 @@ def _lines(file):
 # %% ../../nbs/inside/runs.ipynb #8fea8a13
 def _line(record):
     "`record` as one line of strict JSON: what is no finite number becomes null."
-    plain = {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()
-    }
-    return json.dumps(plain, allow_nan=False) + "\n"
+    return json.dumps(_strict(record), allow_nan=False) + "\n"
+
+# %% ../../nbs/inside/runs.ipynb #9d750cd3
+def _strict(v):
+    "`v` with plain numbers, and None for what is none, at any depth."
+    v = v.item() if hasattr(v, "item") and getattr(v, "ndim", 1) == 0 else v
+    if isinstance(v, dict):
+        return {str(k): _strict(x) for k, x in v.items()}
+    if isinstance(v, (list, tuple)):
+        return [_strict(x) for x in v]
+    return None if isinstance(v, float) and not math.isfinite(v) else v
 
 # %% ../../nbs/inside/runs.ipynb #7a90c1e1
 _OTHER = dict(

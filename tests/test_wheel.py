@@ -1,0 +1,95 @@
+"""What a user of the wheel gets: little, and one sentence for the rest."""
+
+import os
+import pytest
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from ect_nb import EXTRAS
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NAMES = dict(cleanfid="clean-fid", IPython="ipython")  # where a package is called otherwise
+
+
+def test_little_is_asked_for():
+    wanted = {re.match(r"[\w-]+", d)[0] for d in PROJECT["dependencies"]}
+    assert wanted == {"torch", "numpy", "safetensors", "filelock", "tqdm", "pillow", "fastcore"}
+    assert PROJECT["scripts"] == {"ect_nb": "ect_nb.commands:main"}
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_the_sentence_names_an_extra_that_brings_it(extra):
+    for name in EXTRAS[extra].split():
+        brought = [re.match(r"[\w-]+", d)[0] for d in PROJECT["optional-dependencies"][extra]]
+        assert NAMES.get(name, name) in brought, (extra, name)
+
+
+@pytest.fixture(scope="module")
+def slim(tmp_path_factory):
+    "The packages of this environment but those of extras, and the kit as a wheel brings it."
+    folder = tmp_path_factory.mktemp("slim")
+    leave = {n for names in EXTRAS.values() for n in names.split()}
+    site = Path(sysconfig.get_paths()["purelib"])
+    for path in site.iterdir():
+        if path.name.split(".")[0] not in leave and not path.name.endswith((".pth", ".egg-link")):
+            (folder / path.name).symlink_to(path)
+    if not (folder / "ect_nb").exists():
+        (folder / "ect_nb").symlink_to(ROOT / "ect_nb")
+    return folder
+
+
+def ran(slim, code):
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    start = f"import sys; sys.path.insert(0, {str(slim)!r})\n"
+    run = [sys.executable, "-S", "-c", start + code]
+    return subprocess.run(run, env=env, cwd=slim, capture_output=True, text=True)
+
+
+def test_training_and_sampling_need_no_more(slim):
+    result = ran(
+        slim,
+        """
+import torch
+from ect_nb import ECT, Config, MLP, Precond, Stages, sample, train
+from ect_nb.commands import main
+f = Precond(MLP(dim=2, width=8))
+for p in train(f, torch.randn(64, 2), Config(ECT(c=0.03), kimg=0.1, batch=32, stages=Stages(2))):
+    pass
+assert sample(p.ema, torch.randn(3, 2), (80.0, 1.0)).shape == (3, 2)
+assert main(["list"]) == 0
+import ect_nb.io.export, ect_nb.io.datasets, ect_nb.training.logs, ect_nb.measure.kernels
+heavy = {"matplotlib", "scipy", "torchvision", "plotly", "ipywidgets", "IPython"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+print("done")
+""",
+    )
+    assert result.stdout.endswith("done\n"), result.stderr
+
+
+def test_one_sentence_for_what_is_missing(slim):
+    result = ran(
+        slim,
+        """
+import torch
+from ect_nb.io.export import to_onnx
+from ect_nb.show.pictures import show_images
+from ect_nb.training.logs import tensorboard_log
+for ask in (
+    lambda: show_images(torch.zeros(1, 1, 4, 4), alt="none"),
+    lambda: to_onnx(torch.nn.Linear(1, 1), "x.onnx", (1, 4, 4)),
+    lambda: tensorboard_log("x"),
+):
+    try:
+        ask()
+    except ImportError as e:
+        print(e)
+""",
+    )
+    lines = result.stdout.splitlines()
+    assert len(lines) == 3, result.stderr
+    for line, extra in zip(lines, ("notebooks", "export", "logs")):
+        assert "is not installed" in line and line.endswith(f'pip install "ect_nb[{extra}]"')
