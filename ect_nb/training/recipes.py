@@ -384,10 +384,9 @@ def run(
 
     Called again, it goes on where it stopped; after `time_limit` seconds it stops by itself.
     Earlier phases have folders of their own beside it, `folder`-diffusion; with a `start` only the
-    last is run. `pictures`: the preset's unless given; a fresh network is `suited` to them; `log`
-    is given every record. ValueError, before anything is written, for pictures that it cannot take
-    (`fits`)."""
-    folder, began = Path(folder).expanduser(), time.monotonic()
+    last is run. `pictures`: the preset's unless given, which a fresh network is `suited` to; `log`
+    is given every record. ValueError, before anything is written, where that cannot be."""
+    folder, ends = Path(folder).expanduser(), time_limit and time.monotonic() + time_limit
     pictures = data.load(preset.data) if pictures is None else pictures
     preset = suited(preset, pictures)
     model, names = begin(preset, start, seed), list(preset.phases)[0 if start is None else -1 :]
@@ -395,7 +394,7 @@ def run(
     for name in names:
         config = replace(preset.phases[name], seed=seed)
         own = _folder_of(name, names, folder, accelerator)
-        left = None if time_limit is None else max(1e-9, time_limit - (time.monotonic() - began))
+        left = ends and max(1e-9, ends - time.monotonic())
         for p in train(model, pictures, config, own, device, accelerator, left, log=log):
             yield name, p
         if p.done < 1:
