@@ -406,7 +406,6 @@ def _phases(preset, start, seed):
     names = list(preset.phases)[0 if start is None else -1 :]
     return {name: replace(preset.phases[name], seed=seed) for name in names}
 
-
 # %% ../../nbs/workshop/cifar10.ipynb #90c4d6ae
 def _folder_of(name, names, folder, accelerator):
     "The run folder of the phase `name`: the last of `names` has `folder`, the others theirs."
