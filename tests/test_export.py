@@ -155,6 +155,19 @@ def test_what_diffusers_cannot_say_is_said(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@theirs
+def test_the_kits_own_unet_has_what_theirs_has_no_place_for():
+    from diffusers import UNet2DModel
+
+    down = dict(down_block_types=("ResnetDownsampleBlock2D",) * 2, downsample_type="resnet")
+    up = dict(up_block_types=("ResnetUpsampleBlock2D",) * 2, upsample_type="resnet")
+    net = UNet2DModel(8, block_out_channels=(8, 8), norm_num_groups=4, **down, **up)
+    resized = [k for k in net.state_dict() if "samplers.0." in k]
+    assert any("conv1" in k for k in resized) and not any("shortcut" in k for k in resized)
+    ours = small().net.state_dict()
+    assert {"enc.4x4_down.skip.weight", "dec.8x8_up.skip.weight"} <= set(ours)
+
+
 def test_hub_folder_and_what_is_inherited(tmp_path):
     model = small()
     model.origin = dict(source="edm.pkl", licence="CC BY-NC-SA 4.0")
