@@ -136,7 +136,9 @@ def _sample_arguments(a):
 # %% ../nbs/inside/commands.ipynb #eaa9a02c
 def parser():
     "The parser of `python -m ect_nb`."
-    parser = _Parser(prog="python -m ect_nb", description="Easy Consistency Tuning by recipe.")
+    teachers = "for a teacher: grade FOLDER, contest evaluate FILE, contest board FOLDER"
+    about = dict(description="Easy Consistency Tuning by recipe.", epilog=teachers)
+    parser = _Parser(prog="python -m ect_nb", **about)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="the presets")
     run = commands.add_parser("run", help="carry out a preset; called again, it goes on")

@@ -27,7 +27,7 @@ def device(name=None):
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if kind not in devices_here() or number and int(number) >= count:
         whose = "" if name else " that ECT_NB_DEVICE names"
-        choices = " or ".join(devices_here())
+        choices = " or ".join(f"device={kind!r}" for kind in devices_here())
         raise ValueError(f"the device {said[:40]}{whose} is not here: choose {choices}")
     return torch.device(said)
 

@@ -7,6 +7,7 @@ __all__ = ['SIZES', 'unit', 'mix', 'join', 'silu', 'Weight', 'Fourier', 'Block',
 
 # %% ../nbs/inside/edm2.ipynb #7e10e30e
 import math
+import numpy as np
 import torch
 import torch.nn.functional as F
 from .networks import Dropout, one_hot
@@ -104,7 +105,7 @@ class Block(nn.Module):
 def _resampled(x, how):
     if how == "down":
         return F.avg_pool2d(x, 2)
-    return x.repeat_interleave(2, 2).repeat_interleave(2, 3) if how == "up" else x
+    return F.interpolate(x, scale_factor=2, mode="nearest") if how == "up" else x
 
 # %% ../nbs/inside/edm2.ipynb #fd6c463e
 @patch
@@ -246,16 +247,14 @@ def width(gamma):
 
 # %% ../nbs/inside/edm2.ipynb #9cfd0304
 def power(sigma_rel):
-    "The γ of the width σ_rel, between 0 and 0.28. ValueError outside."
+    """The γ of the width σ_rel, between 0 and 0.28: the largest root of
+    (γ + 2)² (γ + 3) = (γ + 1) / σ_rel². ValueError outside."""
     if not 0 < sigma_rel < width(0.0):
         raise ValueError(
             f"the width of an average is above 0 and below {width(0):.3f}, not {sigma_rel}"
         )
-    low, high = 0.0, 10 / sigma_rel
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if width(middle) > sigma_rel else (low, middle)
-    return middle
+    t = sigma_rel**-2
+    return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
 
 # %% ../nbs/inside/edm2.ipynb #cc528af5
 def kept(step, sigma_rel):

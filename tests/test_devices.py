@@ -58,10 +58,11 @@ def test_the_environment_overrules_and_the_reader_overrules_it(two_gpus, monkeyp
 
 @pytest.mark.parametrize("name", "cuda cuda:0 mps meta abacus cpu:1 CPU cuda:".split())
 def test_a_device_that_is_not_here_costs_one_sentence(no_gpu, monkeypatch, name):
-    with pytest.raises(ValueError, match=f"^the device {name} is not here: choose cpu$"):
+    with pytest.raises(ValueError, match=f"^the device {name} is not here: choose device=.cpu.$"):
         devices.device(name)
     monkeypatch.setenv("ECT_NB_DEVICE", name)
-    with pytest.raises(ValueError, match="that ECT_NB_DEVICE names is not here: choose cpu$"):
+    told = "that ECT_NB_DEVICE names is not here: choose device=.cpu.$"
+    with pytest.raises(ValueError, match=told):
         devices.device()
 
 

@@ -5,7 +5,7 @@ import pytest
 import subprocess
 import sys
 import torch
-from ect_nb import sample
+from ect_nb import Config, Denoising, sample, train
 from ect_nb.commands import main
 from ect_nb.diffusion import Precond
 from ect_nb.io import data, export, weights
@@ -155,6 +155,19 @@ def test_what_diffusers_cannot_say_is_said(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@theirs
+def test_the_kits_own_unet_has_what_theirs_has_no_place_for():
+    from diffusers import UNet2DModel
+
+    down = dict(down_block_types=("ResnetDownsampleBlock2D",) * 2, downsample_type="resnet")
+    up = dict(up_block_types=("ResnetUpsampleBlock2D",) * 2, upsample_type="resnet")
+    net = UNet2DModel(8, block_out_channels=(8, 8), norm_num_groups=4, **down, **up)
+    resized = [k for k in net.state_dict() if "samplers.0." in k]
+    assert any("conv1" in k for k in resized) and not any("shortcut" in k for k in resized)
+    ours = small().net.state_dict()
+    assert {"enc.4x4_down.skip.weight", "dec.8x8_up.skip.weight"} <= set(ours)
+
+
 def test_hub_folder_and_what_is_inherited(tmp_path):
     model = small()
     model.origin = dict(source="edm.pkl", licence="CC BY-NC-SA 4.0")
@@ -176,6 +189,30 @@ def test_hub_folder_and_what_is_inherited(tmp_path):
         export.to_hub(path, tmp_path / "hub2")
     assert not (tmp_path / "hub2").exists()
     assert "MIT" in (export.to_hub(path, tmp_path / "hub3", "MIT") / "README.md").read_text()
+
+
+@theirs
+def test_the_card_is_read_by_the_hubs_own_library(tmp_path):
+    from huggingface_hub import ModelCard
+
+    folder = export.export(SHIPPED, tmp_path / "hub", "hub", licence="MIT")
+    told = ModelCard.load(folder / "README.md").data
+    assert told.license == "mit" and told.library_name == "ect_nb"
+    assert told.pipeline_tag == "unconditional-image-generation"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["shape"] == [1, 28, 28] and config["model"]["name"] == "Precond"
+
+
+def test_a_snapshot_brings_the_data_and_the_numbers_of_its_run(tmp_path):
+    pictures = data.Pictures(torch.zeros(32, 3, 8, 8, dtype=torch.uint8), name="little squares")
+    for p in train(small(), pictures, Config(Denoising(), kimg=0.032, batch=16), tmp_path / "run"):
+        pass
+    for value in (9.0, 7.5):  # the last one counts
+        p.folder.record(metric="FD", value=value, low=7.0, high=9.5, n=100, kimg=0.03)
+    (snapshot,) = p.folder.snapshots().values()
+    text = (export.to_hub(snapshot, tmp_path / "hub", "MIT") / "README.md").read_text()
+    assert "**Data:** little squares" in text and "FD 7.5 (7 to 9.5) [n 100, kimg 0.03]" in text
+    assert "loss" not in text.partition("**Metrics:**")[2].partition("\n")[0]
 
 
 def test_shell(tmp_path, capsys):

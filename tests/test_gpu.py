@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENV = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", ECT_NB_DEVICE="cpu")
 ENV = {k: v for k, v in ENV.items() if k != "ECT_NB_INCEPTION"}
 MOST = 16_000_000
+pytestmark = pytest.mark.xdist_group("gpu")  # what one of them leaves behind the next goes on with
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +37,9 @@ def command(home, out, runs, *more):
     return [sys.executable, str(ROOT / "tools" / "gpu.py"), *args]
 
 
-def call(home, out="out", runs="runs", *more):
+def call(home, out="out", runs="runs", *more, inception=None):
     env = ENV | dict(ECT_NB_CACHE=str(home / "cache"))
+    env |= dict(ECT_NB_INCEPTION=str(inception)) if inception else {}
     done = subprocess.run(
         command(home, out, runs, *more), cwd=home, env=env, capture_output=True, text=True
     )
@@ -64,7 +66,8 @@ def lines(home, out="out"):
 
 def same(line):
     "What does not depend on the clock."
-    return {k: v for k, v in line.items() if k not in ("seconds", "date", "said", "ratio", "ms")}
+    clock = "seconds", "whole_seconds", "date", "said", "ratio", "ms"
+    return {k: v for k, v in line.items() if k not in clock}
 
 
 def results(home, out, task):
@@ -103,6 +106,22 @@ def test_a_bare_machine_goes_on_from_the_results_alone(home):
     assert lines(home) == before and "small    done" in said
     model = "cifar10-small.safetensors"
     assert (home / "runs" / model).read_bytes() == (home / "runs-elsewhere" / model).read_bytes()
+
+
+def test_fid_where_inception_is_at_hand(home):
+    "By a stand-in of the published file, from the model that lies there; a second call has it."
+    from test_features import INCEPTION, Layers, Original, write
+
+    file = write(Original(Layers()), home / f"{INCEPTION}.pt")
+    said = call(home, "out", "runs", "--only", "fid", inception=file)
+    found = [line for line in lines(home) if line["task"] == "fid"]
+    assert "fid      done" in said and [line["nfe"] for line in found] == [1, 2]
+    for line in found:
+        assert line["features"] == f"{INCEPTION}_legacy_tensorflow" and line["n_samples"] == 80
+        assert line["low"] <= line["value"] <= line["high"]
+        assert line["whole_seconds"] >= line["seconds"]
+    call(home, "out", "runs", "--only", "fid", inception=file)
+    assert [line for line in lines(home) if line["task"] == "fid"] == found
 
 
 def test_out_of_time_it_says_what_is_left(home):

@@ -7,11 +7,12 @@ import pytest
 import torch
 from ect_nb import Precond
 from ect_nb.io import data
-from ect_nb.measure.features import random_features
+from ect_nb.measure.features import features, random_features, small_features
 from ect_nb.measure.kernels import cmmd, cubic, discrepancy, gaussian, kid, measures
 from ect_nb.measure.metrics import Moments, distance, frechet_distance
 from ect_nb.networks import UNet
 from importlib.util import find_spec
+from PIL import Image
 
 
 def draws(n, seed, shift=0.0, d=16):
@@ -85,6 +86,81 @@ def test_as_torch_fidelity_on_the_same_features():
     stats = [fid_features_to_statistics(a) for a in (x, y)]
     want = fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"]
     assert math.isclose(distance(x, Moments.of(y, "features")).value, want, rel_tol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    "200 garments, and as many of others under noise, as PNG files."
+    home, made = tmp_path_factory.mktemp("folders"), []
+    clothes = data.load("fashion_mnist").images[:400].clone()
+    noise = torch.randint(0, 40, (200, 1, 28, 28), generator=torch.Generator().manual_seed(0))
+    clothes[200:] = (clothes[200:].int() + noise).clamp(max=255)
+    for name, part in zip(("real", "made"), clothes.split(200)):
+        made.append(home / name)
+        made[-1].mkdir()
+        for i, x in enumerate(part):
+            Image.fromarray(x[0].numpy()).convert("RGB").save(made[-1] / f"{i:03d}.png")
+    return made
+
+
+def ours(folders):
+    "The kit's Fréchet distance and KID of the pictures in two folders."
+    net = small_features()
+    real, made = (features(net, data.load(str(f), channels=1)) for f in folders)
+    return distance(made, Moments.of(real, net.name)).value, kid(made, real).value
+
+
+def eye(x):
+    "The same features of three equal channels from 0 to 255."
+    return small_features()(x[:, :1].float() / 127.5 - 1)
+
+
+@pytest.mark.skipif(find_spec("cleanfid") is None, reason="clean-fid is not installed")
+def test_as_clean_fid_on_the_same_files(folders):
+    from cleanfid import fid
+
+    told = dict(mode="legacy_tensorflow", num_workers=0, device=torch.device("cpu"))
+    theirs = fid.compute_fid(*map(str, folders), custom_feat_extractor=eye, verbose=False, **told)
+    assert math.isclose(ours(folders)[0], theirs, rel_tol=1e-5)
+    found = [fid.get_folder_features(str(f), eye, verbose=False, **told) for f in folders]
+    theirs = fid.kernel_distance(*found, num_subsets=1)
+    assert math.isclose(ours(folders)[1], theirs, rel_tol=1e-3)
+
+
+@pytest.mark.skipif(find_spec("torch_fidelity") is None, reason="torch-fidelity is not installed")
+def test_as_torch_fidelity_on_the_same_files(folders):
+    import torch_fidelity
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+
+    class Eye(FeatureExtractorBase):
+        def __init__(self, name, features_list, **kw):
+            super().__init__(name, features_list)
+
+        get_provided_features_list = staticmethod(lambda: ("64",))
+        get_default_feature_layer_for_metric = staticmethod(lambda metric: "64")
+        can_be_compiled = staticmethod(lambda: False)
+
+        def forward(self, x):
+            return (eye(x),)
+
+    FEATURE_EXTRACTORS_REGISTRY["ect_nb"] = Eye
+    theirs = torch_fidelity.calculate_metrics(
+        input1=str(folders[1]),
+        input2=str(folders[0]),
+        feature_extractor="ect_nb",
+        cuda=False,
+        cache=False,
+        verbose=False,
+        save_cpu_ram=True,
+        fid=True,
+        kid=True,
+        kid_subsets=1,
+        kid_subset_size=200,
+    )
+    fd, mmd = ours(folders)
+    assert math.isclose(fd, theirs["frechet_inception_distance"], rel_tol=1e-5)
+    assert math.isclose(mmd, theirs["kernel_inception_distance_mean"], rel_tol=1e-3)
 
 
 def test_all_from_one_drawing():

@@ -18,7 +18,7 @@ NAMES = dict(cleanfid="clean-fid", IPython="ipython")  # where a package is call
 def test_little_is_asked_for():
     wanted = {re.match(r"[\w-]+", d)[0] for d in PROJECT["dependencies"]}
     assert wanted == {"torch", "numpy", "safetensors", "filelock", "tqdm", "pillow", "fastcore"}
-    assert PROJECT["scripts"] == {"ect_nb": "ect_nb.commands:main"}
+    assert PROJECT["scripts"] == {"ect_nb": "ect_nb.__main__:main"}
 
 
 @pytest.mark.parametrize("extra", EXTRAS)

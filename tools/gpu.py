@@ -6,7 +6,8 @@ usage: ECT_NB_DATA=folder ECT_NB_INCEPTION=file python tools/gpu.py out/gpu [--r
 In this order: `tests`, the CUDA tests; `step`, the step of the full CIFAR-10 network per stage
 against the plain step in float32 and TF32, with MFU and peak memory; `small`, that preset on
 CIFAR-10, diffusion and then ECT, eight snapshots measured in one and two steps; `fid`, with the
-Inception file and 50,000 samples; `fashion`, a start of Fashion-MNIST trained to convergence.
+Inception file and 50,000 samples, `whole_seconds` from the first noise to the number; `fashion`, a
+start of Fashion-MNIST trained to convergence.
 
 Every call ends by itself after `--minutes` and says what it did and what is left. The folder
 `out/gpu` then holds at most eight files of at most 16 MB: what was found (gpu.jsonl, gpu.md), a
@@ -313,8 +314,9 @@ def fid(job):
             continue
         job.need(200)
         how = dict(n=job.count(50_000, 80), batch=500, run="cifar10-small")
-        f = weights.load(model, device=job.device)
-        job.write(task="fid", **metrics.measure(f, pictures, network, times, **how))
+        f, began = weights.load(model, device=job.device), time.monotonic()
+        found = metrics.measure(f, pictures, network, times, **how)
+        job.write(task="fid", whole_seconds=round(time.monotonic() - began, 1), **found)
 
 
 # Fashion-MNIST

@@ -13,6 +13,7 @@ import time
 import torch
 import zipfile
 from ..asking import falling
+from ..devices import device_of
 from ..io import files
 from ..networks import classes_of, whole_weights
 from ..sampling import steps
@@ -172,7 +173,7 @@ def draw(
     _asked(n, shape, seed, batch)
     whole_weights(model)
     times, ask = falling(times).tolist(), _teller(model, labels, n)
-    device = device or _device_of(model)
+    device = device or device_of(model)
 
     def one(start, stop):
         noises = noise(seed, start, stop, shape, len(times))
@@ -196,12 +197,6 @@ def _in_batches(one, n, batch, speed, most):
             size, growing = _grow(speed, size, rate, most)
         start = stop
         yield x
-
-# %% ../../nbs/inside/bulk.ipynb #327a6b1e
-def _device_of(model):
-    "Where the weights of `model` lie; the CPU for one that has none."
-    parameters = model.parameters() if isinstance(model, nn.Module) else ()
-    return next((p.device for p in parameters), "cpu")
 
 # %% ../../nbs/inside/bulk.ipynb #06717ab7
 def _halve(error, size, speed):

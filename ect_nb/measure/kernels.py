@@ -6,14 +6,12 @@
 __all__ = ['cubic', 'gaussian', 'Discrepancy', 'sums', 'discrepancy', 'kid', 'cmmd', 'measures', 'from_folder', 'Picked']
 
 # %% ../../nbs/inside/kernels.ipynb #68645f24
-import time
 import torch
 from dataclasses import dataclass
-from ..io import data, files
+from ..devices import device_of
 from ..io.files import needed
-from .features import FeatureNetwork, dinov2, features, quantise, resize
-from .metrics import distance, reference
-from ..sampling import sample, told
+from .features import FeatureNetwork, dinov2, features, resize
+from .metrics import distance, drawing, look, reference
 
 # %% ../../nbs/inside/kernels.ipynb #d5058731
 def cubic(a, b):
@@ -107,21 +105,14 @@ def measures(
     """Records of all distances of `n` pictures drawn with `model` from `pictures`: in the features
     of each of `networks` a Fréchet distance, KID where they are Inception's or small, CMMD where
     their name begins with clip. KID and CMMD take the first `most` real pictures."""
-    rows, seconds = {net: [] for net in networks}, 0.0
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    for i, part in enumerate(torch.arange(n).split(batch)):
-        g = files.dice(seed, i)
-        z, began = torch.randn(len(part), *pictures.shape, generator=g), time.perf_counter()
-        x = quantise(sample(told(model), z.to(device), times, g))
-        seconds += time.perf_counter() - began
-        for net in networks:
-            rows[net].append(features(net, x))
-    facts = dict(nfe=len(times), times=list(times), n_samples=n, seed=seed, data=pictures.name)
+    draw, times, nfe = drawing(model, times)
+    seen, seconds = look(draw, pictures, networks, n, seed, batch, device_of(model))
+    facts = dict(nfe=nfe, times=list(times), n_samples=n, seed=seed, data=pictures.name)
     facts["seconds"] = round(seconds, 3)
     return [
         dict(metric=d.metric, features=net.name, value=d.value, low=d.low, high=d.high) | facts
-        for net in networks
-        for d in _distances(net, torch.cat(rows[net]), pictures, groups, most)
+        for net, x in zip(networks, seen)
+        for d in _distances(net, x, pictures, groups, most)
     ]
 
 # %% ../../nbs/inside/kernels.ipynb #8ee96ba8

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['frechet_distance', 'Moments', 'moments', 'save_reference', 'reference', 'Distance', 'distance', 'extrapolate',
-           'Share', 'precision_recall', 'nearest', 'memorised', 'measure']
+           'Share', 'precision_recall', 'nearest', 'memorised', 'measure', 'drawing', 'look']
 
 # %% ../../nbs/workshop/measure.ipynb #6c8e9dfe
 import math
@@ -14,6 +14,7 @@ import time
 import torch
 import warnings
 from dataclasses import dataclass
+from ..devices import device_of
 from ..io import data, files, weights
 from .features import INCEPTION, features, quantise
 from ..sampling import sample, told
@@ -469,9 +470,9 @@ def measure(
     One evaluation per entry of `times`, by default (80.0,); another `sampler(model, z, generator)`
     wants its `nfe`. Noise comes from `seed`, `batch` by `batch`. `seconds` are those of sampling.
     `run`, `init`, `kimg` and `more` go into the record, which `RunFolder.record(**r)` keeps."""
-    draw, times, nfe = _drawing(model, times, sampler, nfe)
+    draw, times, nfe = drawing(model, times, sampler, nfe)
     target, run = reference(pictures, network), more.pop("run", None)
-    seen, seconds = _look(draw, pictures, network, n, seed, batch, _device_of(model))
+    (seen,), seconds = look(draw, pictures, [network], n, seed, batch, device_of(model))
     d = distance(seen, target, groups)
     how = _about(model, pictures) | dict(nfe=nfe, times=times and list(times))
     cost = dict(n_samples=n, n_reference=target.n, seconds=round(seconds, 3)) | _machine(model)
@@ -479,7 +480,7 @@ def measure(
     return named | how | _result(d) | cost | dict(seed=seed, batch=batch) | more
 
 # %% ../../nbs/workshop/measure.ipynb #ab82f186
-def _drawing(model, times, sampler, nfe):
+def drawing(model, times, sampler=None, nfe=None):
     """The function (z, generator) -> samples, its noise levels and number of evaluations.
 
     ValueError for a sampler that does not say how many those are, and for dropout at work."""
@@ -495,17 +496,12 @@ def _drawing(model, times, sampler, nfe):
             "the model is in training mode, with its dropout at work: call .eval() first, or"
             " measure the EMA"
         )
-    device = _device_of(model)
+    device = device_of(model)
     return lambda z, g: sampler(model, z.to(device), g), times, nfe
 
 # %% ../../nbs/workshop/measure.ipynb #455391b8
 def _parameters(model):
     return list(model.parameters()) if hasattr(model, "parameters") else []
-
-# %% ../../nbs/workshop/measure.ipynb #d0018c80
-def _device_of(model):
-    "Where the weights of `model` lie; the CPU for one that has none."
-    return next((p.device for p in _parameters(model)), torch.device("cpu"))
 
 # %% ../../nbs/workshop/measure.ipynb #7422a82a
 def _about(model, pictures):
@@ -524,16 +520,17 @@ def _result(d):
 # %% ../../nbs/workshop/measure.ipynb #1cb3a2fc
 def _machine(model):
     "What a record says of the machine."
-    return dict(device=device_name(_device_of(model)), software=f"torch {torch.__version__}")
+    return dict(device=device_name(device_of(model)), software=f"torch {torch.__version__}")
 
 # %% ../../nbs/workshop/measure.ipynb #fe89de0a
-def _look(draw, pictures, network, n, seed, batch, device):
-    """Features (n, D) of samples of the shape of `pictures`, and the seconds that sampling took.
+def look(draw, pictures, networks, n, seed, batch, device):
+    """Features (n, D) in each of the `networks` of samples of the shape of `pictures`, drawn once,
+    and the seconds that sampling took.
 
     Pictures are compared as their files hold them, rounded to bytes; numbers as they are."""
     plain = torch.is_tensor(pictures)
     shape = pictures.shape[1:] if plain else pictures.shape
-    rows, seconds = [], 0.0
+    rows, seconds = [[] for _ in networks], 0.0
     for i, part in enumerate(torch.arange(n).split(batch)):
         g = files.dice(seed, i)
         z, began = torch.randn(len(part), *shape, generator=g), time.perf_counter()
@@ -542,5 +539,7 @@ def _look(draw, pictures, network, n, seed, batch, device):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds += time.perf_counter() - began
-        rows.append(features(network, x if plain else quantise(x)))
-    return torch.cat(rows), seconds
+        x = x if plain else quantise(x)
+        for network, found in zip(networks, rows):
+            found.append(features(network, x))
+    return [torch.cat(found) for found in rows], seconds

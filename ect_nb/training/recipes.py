@@ -389,17 +389,22 @@ def run(
     folder, ends = Path(folder).expanduser(), time_limit and time.monotonic() + time_limit
     pictures = data.load(preset.data) if pictures is None else pictures
     preset = suited(preset, pictures)
-    model, names = begin(preset, start, seed), list(preset.phases)[0 if start is None else -1 :]
+    model, phases = begin(preset, start, seed), _phases(preset, start, seed)
     fits(model, pictures, preset.name)
-    for name in names:
-        config = replace(preset.phases[name], seed=seed)
-        own = _folder_of(name, names, folder, accelerator)
+    for name, config in phases.items():
+        own = _folder_of(name, list(phases), folder, accelerator)
         left = ends and max(1e-9, ends - time.monotonic())
         for p in train(model, pictures, config, own, device, accelerator, left, log=log):
             yield name, p
         if p.done < 1:
             return
         model = p.ema
+
+# %% ../../nbs/workshop/cifar10.ipynb #90c4d6ad
+def _phases(preset, start, seed):
+    "The phases to be carried out, with the dice of `seed`: from a `start` the last alone."
+    names = list(preset.phases)[0 if start is None else -1 :]
+    return {name: replace(preset.phases[name], seed=seed) for name in names}
 
 # %% ../../nbs/workshop/cifar10.ipynb #90c4d6ae
 def _folder_of(name, names, folder, accelerator):
