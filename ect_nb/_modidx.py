@@ -117,6 +117,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'ect_nb.course.contest.evaluate': ('inside/contest.html#evaluate', 'ect_nb/course/contest.py'),
                                        'ect_nb.course.contest.ranks': ('inside/contest.html#ranks', 'ect_nb/course/contest.py'),
                                        'ect_nb.course.contest.reference': ('inside/contest.html#reference', 'ect_nb/course/contest.py'),
+                                       'ect_nb.course.contest.references': ('inside/contest.html#references', 'ect_nb/course/contest.py'),
                                        'ect_nb.course.contest.shell': ('inside/contest.html#shell', 'ect_nb/course/contest.py'),
                                        'ect_nb.course.contest.span': ('inside/contest.html#span', 'ect_nb/course/contest.py'),
                                        'ect_nb.course.contest.taken': ('inside/contest.html#taken', 'ect_nb/course/contest.py')},

@@ -5,15 +5,17 @@ tool itself is installed it is asked too."""
 
 import ast
 import doctest
-import exercises
-import graders
 import importlib.util
 import json
 import nbformat
 import pytest
 import re
-from classroom import names_of
-from test_exercises import ROOT, changed, slips_of
+import sys
+from test_exercises import ROOT, changed, names, slips_of
+
+sys.path.insert(0, str(ROOT / "tools"))
+import exercises
+import graders
 
 PAGES = ["lessons/07_sampling", "workshop/measure", "lessons/00_sixty_seconds"]
 PAGES = [pytest.param(ROOT / "nbs" / f"{name}.ipynb", id=name) for name in PAGES]
@@ -54,7 +56,7 @@ def test_nbgrader_gives_nothing_for_stubs_all_for_solutions_and_slips_their_shar
         assert "raise NotImplementedError" in released and "hidden" not in cleared(test.source)
         sure, halves = answers(path, e)
         for share, text in [*sure, (0, released), *((None, h) for h in halves)]:
-            space = names_of(nb)
+            space = names(nb)
             exec(text, space)
             points = value(test.source, space)
             assert share is None and points < e.stars or points == share * e.stars
@@ -73,7 +75,7 @@ def test_otter_gives_the_same_by_its_files_of_tests(path):
         assert sum(c["points"] for c in cases) == said["test"]["points"] == e.stars
         sure, halves = answers(path, e)
         for share, text in [*sure, *((None, h) for h in halves)]:
-            space = names_of(page)
+            space = names(page)
             exec(text, space)
             points = sum(c["points"] for c in cases if passes(c["code"], space))
             assert share is None and points < e.stars or points == share * e.stars
@@ -116,7 +118,7 @@ def test_otter_itself_runs_the_files_of_tests(tmp_path):
         name = e.check.removeprefix("check_")
         (tmp_path / f"{name}.py").write_text(tests[name], encoding="utf-8")
         for text, share in ((e.stub, 0), (e.solution, 1)):
-            space = names_of(page)
+            space = names(page)
             exec(text, space)
             file = OKTestFile.from_file(str(tmp_path / f"{name}.py"))
             file.run(space)

@@ -11,8 +11,7 @@ import pytest
 import random
 import signal
 import torch
-from classroom import names_of
-from test_exercises import ALL
+from test_exercises import ALL, names
 
 OPEN = {
     "check_recipe": "a recipe is judged by the error it reaches, whatever its settings",
@@ -140,7 +139,7 @@ def late(*_):
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer")
 @pytest.mark.parametrize("path, nb, e", ALL)
 def test_ten_mutants_are_refused(path, nb, e):
-    space, calls, refused, passed = names_of(nb), [], 0, []
+    space, calls, refused, passed = names(nb), [], 0, []
     exec(e.solution, space)
     check = space[e.check]
     assert check(heard(space[e.answer], calls)).score == 1

@@ -25,7 +25,6 @@ def _ties(seed):
     rows = sorted(_rows(seed), key=lambda row: row[1])
     first = rows[0]
     there = lambda kept: torch.tensor(sorted(row[0] for row in kept))
-    ends = [min(row[3] for row in rows), min(row[2] for row in rows)]
     return there([row for row in rows if row[2] <= first[3]]), {
         "Those have their value in the best one's interval: two intervals overlap sooner.": there(
             row for row in rows if row[1] <= first[3]
@@ -37,9 +36,6 @@ def _ties(seed):
             row for row in rows[1:] if row[2] <= first[3]
         ),
         "That is the best alone: which others reach into its interval?": there([first]),
-        "Those end below the others' best end: an interval is compared with the best one's.": there(
-            row for row in rows if row[2] <= ends[0]
-        ),
         "Those whose interval holds the best value: it is enough that the intervals meet.": there(
             row for row in rows if row[2] <= first[1]
         ),
@@ -52,7 +48,7 @@ def _ties(seed):
     stars=1,
 )
 def check_tied(tied):
-    for seed in cases([5, 11, 12, 14], lambda dice: int(between(dice, 20, 1e6)), 6):
+    for seed in cases([22, 26, 31, 35], lambda dice: int(between(dice, 20, 1e6)), 6):
         want, slips = _ties(seed)
         got = tied(_rows(seed))
         if isinstance(got, (list, tuple)) and all(isinstance(n, int) for n in got):
@@ -119,7 +115,7 @@ def _width_of(got, before, after):
             "The luck of a seed is in both of its distances: take differences seed by seed, and the"
             " interval becomes narrower."
         )
-    if half < 0.6 * right:
+    if half < 0.85 * right:
         return partly(
             f"Half the interval is {half:.2g} for {len(d)} seeds, and is to be {right:.2g}: with so"
             " few the spread is itself a guess, so Student's t takes the place of 2."
