@@ -5,6 +5,7 @@ The slips of a lesson stand in slips/NN.toml: `exercise` (the check), `old` and 
 changed in the solution), `also` (more such pairs), `says` (words its sentence must hold); the
 tables `right` are other right answers."""
 
+import ast
 import json
 import pytest
 import re
@@ -288,6 +289,21 @@ def test_no_statement_of_a_solution_stands_in_the_code_of_a_student(path, nb, e)
     assert not [s for s in statements(e.solution) - statements(e.stub) if s in code]
 
 
+def tokens(text):
+    return re.findall(r"[A-Za-z_][\w.]*|\d+\.?\d*|[-+*/@<>=]+", text)
+
+
+@pytest.mark.parametrize("path, nb, e", ALL)
+def test_hints_are_nudges_and_hold_less_than_four_fifths_of_a_solution(path, nb, e):
+    hints = " ".join(classroom.HINT.findall("".join(nb["cells"][e.at]["source"])))
+    functions = [n for n in ast.parse(e.solution).body if isinstance(n, ast.FunctionDef)]
+    lines = [s for f in functions for s in f.body if not isinstance(s, ast.Expr)]
+    wanted = [t for s in lines for t in tokens(ast.unparse(s))]
+    known = sum(t in set(tokens(hints)) for t in wanted)
+    assert known < 0.8 * len(wanted), f"{known} of {len(wanted)}"
+    assert not [s for s in classroom.statements(e.solution, e.stub) if s in classroom.bare(hints)]
+
+
 def test_a_stub_that_drifted_is_seen_and_renewed():
     nb = notebook(answer="def f(x): ...")
     assert not next(source.exercises(nb)).ready and next(source.exercises(source.renew(nb))).ready
@@ -330,6 +346,9 @@ def test_copies_for_a_class_are_written_whole_and_never_over_anything(tmp_path, 
         predictions = sum("print(predict(" in "".join(c["source"]) for c in cells)
         assert predictions == sum("**Predict first.**" in "".join(c["source"]) for c in cells) > 0
     assert classroom.leaks(student, [path for path, _ in lessons()]) == []
+    key = tomllib.loads((ROOT / "tools" / "teaching.toml").read_text("utf-8"))["quiz"]["key"]
+    assert (student / "nbs" / "questions.ipynb").exists()
+    assert not [path for path, text in classroom.texts(student) if key in text]
     checks = "".join(p.read_text("utf-8") for p in (student / "ect_nb/course").glob("lesson_*.py"))
     for gone in ("_exact_ends", "_borders", "_through", "_fewest_steps", "def _twice"):
         assert gone not in checks
