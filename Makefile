@@ -9,9 +9,9 @@ help:       ## list what make can do
 	@sed -n 's/^\([a-z]*\): .*## /make \1\t/p' Makefile | expand -t 18
 
 setup:      ## make .venv from requirements.lock (the other targets do this; instant when nothing changed)
-	@for p in python3 python3.13 python3.12 python3.11 python; do \
+	@for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	  $$p -c 'import sys; sys.exit(sys.version_info < (3, 6))' 2>/dev/null && exec $$p tools/setup.py; done; \
-	echo 'setup: no Python was found: install Python 3.11, 3.12 or 3.13 (Debian and Ubuntu: apt-get install python3 python3-venv) and run make again.' >&2; exit 1
+	echo 'setup: no Python was found: install Python 3.11 to 3.14 (Debian and Ubuntu: apt-get install python3 python3-venv) and run make again.' >&2; exit 1
 
 lab: setup       ## open JupyterLab on 00_sixty_seconds (ARGS="--port 9000" goes to JupyterLab)
 	@$(PY) tools/lab.py $(ARGS)

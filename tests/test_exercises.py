@@ -6,7 +6,6 @@ changed in the solution), `also` (more such pairs), `says` (words its sentence m
 tables `right` are other right answers."""
 
 import ast
-import importlib
 import json
 import pytest
 import re
@@ -21,28 +20,32 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 import classroom
 import exercises as source
+from classroom import names_of as names, page_key as key
 
 
 def lessons():
-    for path in sorted((ROOT / "nbs").glob("lessons/0[1-8]_*.ipynb")):
-        yield path, json.loads(path.read_text())
+    "Every page with exercises: the lessons 01 to 08 first, then 00 and the workshop."
+    more = ["lessons/00_*", *(f"workshop/{name}" for name in ("cifar10", "explore", "measure"))]
+    for pattern in ["lessons/0[1-8]_*", *more]:
+        for path in sorted((ROOT / "nbs").glob(f"{pattern}.ipynb")):
+            yield path, json.loads(path.read_text(encoding="utf-8"))
 
 
 ALL = [
-    pytest.param(path, nb, e, id=f"{path.stem[:2]}-{e.check}")
+    pytest.param(path, nb, e, id=f"{key(path)}-{e.check}")
     for path, nb in lessons()
     for e in source.exercises(nb)
 ]
 
 
 def slips_of(path, kind="slip"):
-    file = ROOT / "tests" / "slips" / f"{path.stem[:2]}.toml"
+    file = ROOT / "tests" / "slips" / f"{key(path)}.toml"
     return tomllib.loads(file.read_text()).get(kind, []) if file.exists() else []
 
 
 def params(kind):
     return [
-        pytest.param(path, nb, e, slip, id=f"{path.stem[:2]}-{e.check}-{i}")
+        pytest.param(path, nb, e, slip, id=f"{key(path)}-{e.check}-{i}")
         for path, nb in lessons()
         for e in source.exercises(nb)
         for i, slip in enumerate(s for s in slips_of(path, kind) if s["exercise"] == e.check)
@@ -61,25 +64,6 @@ def changed(e, slip):
     return text
 
 
-def names(nb):
-    "What an answer may use: what the page imports, and what its module exports."
-    space = {}
-    for cell in nb["cells"]:
-        text = "".join(cell["source"])
-        if cell["cell_type"] != "code" or re.search(r"^\s*[!%]", text, re.M):
-            continue
-        for node in ast.parse(text).body:
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
-                exec(ast.unparse(node), space)
-        if m := re.search(r"^#\| default_exp (\w+)", text, re.M):
-            space |= {
-                k: v
-                for k, v in vars(importlib.import_module(f"ect_nb.{m[1]}")).items()
-                if not k.startswith("__")
-            }
-    return space
-
-
 def verdict(nb, e, answer_source):
     "What the check says of an answer in source form."
     space = names(nb)
@@ -88,7 +72,7 @@ def verdict(nb, e, answer_source):
 
 
 def test_the_exercises_are_found():
-    assert len(ALL) == 8 * 3 and len(SLIPS) > 100
+    assert len(ALL) == 12 * 3 and len(SLIPS) > 200
 
 
 @pytest.mark.parametrize("path, nb, e", ALL)
@@ -305,6 +289,21 @@ def test_no_statement_of_a_solution_stands_in_the_code_of_a_student(path, nb, e)
     assert not [s for s in statements(e.solution) - statements(e.stub) if s in code]
 
 
+def tokens(text):
+    return re.findall(r"[A-Za-z_][\w.]*|\d+\.?\d*|[-+*/@<>=]+", text)
+
+
+@pytest.mark.parametrize("path, nb, e", ALL)
+def test_hints_are_nudges_and_hold_less_than_four_fifths_of_a_solution(path, nb, e):
+    hints = " ".join(classroom.HINT.findall("".join(nb["cells"][e.at]["source"])))
+    functions = [n for n in ast.parse(e.solution).body if isinstance(n, ast.FunctionDef)]
+    lines = [s for f in functions for s in f.body if not isinstance(s, ast.Expr)]
+    wanted = [t for s in lines for t in tokens(ast.unparse(s))]
+    known = sum(t in set(tokens(hints)) for t in wanted)
+    assert known < 0.8 * len(wanted), f"{known} of {len(wanted)}"
+    assert not [s for s in classroom.statements(e.solution, e.stub) if s in classroom.bare(hints)]
+
+
 def test_a_stub_that_drifted_is_seen_and_renewed():
     nb = notebook(answer="def f(x): ...")
     assert not next(source.exercises(nb)).ready and next(source.exercises(source.renew(nb))).ready
@@ -338,8 +337,8 @@ def test_copies_for_a_class_are_written_whole_and_never_over_anything(tmp_path, 
     source.main("class", str(tmp_path / "class"))
     student = tmp_path / "class" / "student"
     for path, nb in lessons():
-        assert (tmp_path / "class" / "teacher" / "lessons" / path.name).exists()
-        text = (student / "nbs" / "lessons" / path.name).read_text(encoding="utf-8")
+        assert (tmp_path / "class" / "teacher" / path.parent.name / path.name).exists()
+        text = (student / "nbs" / path.parent.name / path.name).read_text(encoding="utf-8")
         assert "<summary>Solution</summary>" not in text and "What we saw" not in text
         assert "git clone" not in text and "colab-badge" not in text
         cells = json.loads(text)["cells"]
@@ -347,6 +346,9 @@ def test_copies_for_a_class_are_written_whole_and_never_over_anything(tmp_path, 
         predictions = sum("print(predict(" in "".join(c["source"]) for c in cells)
         assert predictions == sum("**Predict first.**" in "".join(c["source"]) for c in cells) > 0
     assert classroom.leaks(student, [path for path, _ in lessons()]) == []
+    key = tomllib.loads((ROOT / "tools" / "teaching.toml").read_text("utf-8"))["quiz"]["key"]
+    assert (student / "nbs" / "questions.ipynb").exists()
+    assert not [path for path, text in classroom.texts(student) if key in text]
     checks = "".join(p.read_text("utf-8") for p in (student / "ect_nb/course").glob("lesson_*.py"))
     for gone in ("_exact_ends", "_borders", "_through", "_fewest_steps", "def _twice"):
         assert gone not in checks

@@ -25,7 +25,7 @@ def test_the_python_of_an_environment_is_found_in_both_layouts():
     [
         ("linux", False, True),
         ("linux", True, False),
-        ("win32", False, True),
+        ("win32", False, False),
         ("darwin", False, False),
     ],
 )
@@ -34,41 +34,91 @@ def test_torch_comes_without_cuda_where_no_gpu_is_seen(platform, gpu, cpu_build)
 
 
 def test_from_a_stick_no_network_is_asked():
-    assert students.sources("wheels", cpu=True) == ["--no-index", "--find-links", "wheels"]
-    assert students.sources(None, cpu=False) == []
+    assert students.sources("wheels") == ["--no-index", "--find-links", "wheels"]
+    assert students.sources(None) == []
+    assert students.place_of("a folder")[0] == "--no-index"
+    assert students.place_of("https://x/cpu") == ["--index-url", "https://x/cpu"]
 
 
 def test_students_need_what_the_kit_needs_and_nothing_of_contributors():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    known = project["dependencies"] + extras["lab"]
+    known = sum((extras[k] for k in ("notebooks", "metrics", "lab")), project["dependencies"])
     ours = {re.split("[<>=]", n)[0]: n for n in students.NEEDS}
     for name, need in ours.items():
         assert name == "ipykernel" or need in known, need
     contributors = {re.split("[<>=]", n)[0] for n in extras["dev"]}
     assert not set(ours) & (contributors - {"ect_nb"})
-    assert {re.split("[<>=]", n)[0] for n in project["dependencies"]} - set(ours) == {
-        "torchvision",
-        "clean-fid",
-    }
+    assert {re.split("[<>=]", n)[0] for n in project["dependencies"]} <= set(ours)
 
 
-def test_commands_run_in_order_and_a_failure_is_a_sentence(monkeypatch, tmp_path):
+@pytest.fixture
+def asked(monkeypatch):
+    "The commands that were run; none of them really is."
     asked = []
     monkeypatch.setattr(students.subprocess, "call", lambda c, **k: asked.append(c) or 0)
     monkeypatch.setattr(students, "needs_cpu_build", lambda: True)
-    (tmp_path / "v").mkdir()
-    students.make(tmp_path / "v")
-    assert (
-        asked[0][1:3] == ["-m", "venv"]
-        and "--index-url" in asked[1]
-        and "jupyterlab>=4.2" in asked[2]
-    )
+    monkeypatch.setattr(students.shutil, "which", lambda name: None)
+    monkeypatch.delenv("ECT_NB_TORCH", raising=False)
+    return asked
+
+
+def test_a_build_without_cuda_is_asked_of_uv_which_pip_installs(asked, tmp_path):
+    students.make(tmp_path)
+    python = str(students.python_of(tmp_path))
+    assert asked[0][1:3] == ["-m", "venv"]
+    assert asked[1] == [python, "-m", "pip", "install", "--quiet", "uv"]
+    want = ["-m", "uv", "pip", "install", "--python", python, "--torch-backend", "cpu"]
+    assert asked[2] == [python, *want, "torch>=2.6"]
+    assert asked[3][3] == "install" and "jupyterlab>=4.2" in asked[3] and len(asked) == 4
+
+
+def test_another_place_for_torch_is_asked_alone(asked, tmp_path, monkeypatch):
+    monkeypatch.setenv("ECT_NB_TORCH", str(tmp_path / "wheels"))
+    students.make(tmp_path)
+    assert asked[1][3:] == [
+        *("install", "--no-deps", "--no-index", "--find-links"),
+        *(str(tmp_path / "wheels"), "torch>=2.6"),
+    ]
+
+
+def test_without_such_a_build_the_usual_one_is_taken_and_said(asked, tmp_path, monkeypatch, capsys):
+    def call(command, **k):
+        asked.append(command)
+        return int("uv" in command)
+
+    monkeypatch.setattr(students.subprocess, "call", call)
+    students.make(tmp_path)
+    assert "some GB larger" in capsys.readouterr().out.replace("\n", " ")
+    assert "jupyterlab>=4.2" in asked[-1]
+
+
+def test_from_a_stick_one_command_and_a_failure_is_a_sentence(asked, tmp_path, monkeypatch):
+    (tmp_path / "wheels").mkdir()
+    students.make(tmp_path, tmp_path / "wheels")
+    assert len(asked) == 2 and "--no-index" in asked[1]
     with pytest.raises(SystemExit, match="no folder"):
-        students.make(tmp_path / "v", tmp_path / "no_stick")
+        students.make(tmp_path, tmp_path / "no_stick")
     monkeypatch.setattr(students.subprocess, "call", lambda c, **k: 1)
     with pytest.raises(SystemExit, match="could not be"):
         students.make(tmp_path / "w")
+
+
+def test_a_stick_takes_torch_for_linux_from_that_place_and_the_rest_from_pip(asked, tmp_path):
+    (tmp_path / "torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl").write_bytes(b"")
+    os.environ["ECT_NB_TORCH"] = "https://x/cpu"
+    assert students.gather(tmp_path, "linux", "3.11") and students.gather(tmp_path, "macos", "3.11")
+    first, rest, mac = asked
+    assert first[-3:] == ["--index-url", "https://x/cpu", "torch>=2.6"] and "--no-deps" in first
+    assert "torch==2.13.0+cpu" in rest and "--index-url" not in rest + mac
+    del os.environ["ECT_NB_TORCH"]
+
+
+def test_uv_is_asked_where_the_builds_without_cuda_lie(asked, monkeypatch):
+    said = "torch==2.15.0+cpu\n    # from https://x/cpu\n"
+    done = subprocess.CompletedProcess([], 0, stdout=said)
+    monkeypatch.setattr(students.subprocess, "run", lambda *a, **k: done)
+    assert students.cpu_place() == "https://x/cpu"
 
 
 def test_an_old_python_is_told_which_is_needed(monkeypatch, tmp_path):

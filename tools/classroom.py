@@ -44,6 +44,24 @@ def cell(source, kind="code"):
     return make(source)
 
 
+def questions():
+    "A page for the ten questions before and after."
+    use = "from ect_nb.course.quiz import answered, sheet"
+    ask = "print(sheet(WHEN, NAME))"
+    keep = 'print(answered(WHEN, NAME, "----------"), "is what you hand in")'
+    return nbformat.v4.new_notebook(
+        cells=[
+            cell("# Before and after\n\nTen questions, now and after the course.", "md"),
+            cell(setup_cell.STUDENT),
+            cell(use),
+            cell('WHEN, NAME = "before", "your name"  # the second time "after"'),
+            cell(ask),
+            cell("A letter for each question, in this order; a dash where you leave it out.", "md"),
+            cell(keep),
+        ]
+    )
+
+
 def page_key(path):
     "'03' for 03_consistency, 'measure' for measure: how checks and hand-ins name a page."
     return path.stem.split("_")[0] if path.stem[:2].isdigit() else path.stem
@@ -222,6 +240,7 @@ def write(folder, paths):
         ):
             copied.parent.mkdir(parents=True, exist_ok=True)
             nbformat.write(made, copied)
+    nbformat.write(questions(), student / "nbs" / "questions.ipynb")
     package(student, paths)
     shutil.copytree(ROOT / "data", student / "data")
     (student / "tools").mkdir()

@@ -2,7 +2,8 @@
 stub, and every copy for a class is made from both.
 
 `python tools/exercises.py class DIR` writes DIR/student (without solutions) and DIR/teacher
-(solved); `... stubs` renews the stubs in nbs/ after a solution was edited."""
+(solved), `... nbgrader DIR` and `... otter DIR` what those graders take; `... stubs` renews the
+stubs in nbs/ after a solution was edited."""
 
 import ast
 import copy
@@ -124,10 +125,14 @@ def main(what=None, folder=None):
         import classroom
 
         classroom.write(Path(folder), paths)
+    elif what in ("nbgrader", "otter") and folder:
+        import graders
+
+        graders.write(what, folder, paths)
     else:
         sys.exit(
-            "exercises: say `class DIR` for the copies of a class, or `stubs` to renew the stubs in"
-            " nbs/."
+            "exercises: say `class DIR`, `nbgrader DIR` or `otter DIR` for a class, or `stubs` to"
+            " renew the stubs in nbs/."
         )
 
 

@@ -69,7 +69,7 @@ class Job:
     def lines(self, **wanted):
         "The lines of gpu.jsonl that say what is `wanted`."
         file = self.out / "gpu.jsonl"
-        text = file.read_text() if file.exists() else ""
+        text = file.read_text("utf-8") if file.exists() else ""
         found = [json.loads(line) for line in text.splitlines()]
         return [line for line in found if line.items() >= wanted.items()]
 
@@ -419,7 +419,7 @@ def table(job):
         keys = [k for k in dict.fromkeys(k for line in lines for k in line) if k != "task"]
         rows = [keys, ["---"] * len(keys), *([line.get(k, "") for k in keys] for line in lines)]
         text += ["", f"## {name}", "", *("| " + " | ".join(map(str, r)) + " |" for r in rows)]
-    (job.out / "gpu.md").write_text("\n".join(text) + "\n")
+    (job.out / "gpu.md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
 def work(job, names):

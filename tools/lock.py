@@ -1,4 +1,4 @@
-"""Write requirements.lock: the newest versions that fit pyproject.toml, for Python 3.11 to 3.13 on
+"""Write requirements.lock: the newest versions that fit pyproject.toml, for Python 3.11 to 3.14 on
 every system, as names, versions and markers."""
 
 import setup

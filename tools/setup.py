@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV, LOCK = ROOT / ".venv", ROOT / "requirements.lock"
 PROGRAMS, DOT_EXE = ("Scripts", ".exe") if os.name == "nt" else ("bin", "")
 PYTHON, STAMP = VENV / PROGRAMS / ("python" + DOT_EXE), VENV / "ect_nb.stamp"
-SUPPORTED = (3, 11), (3, 12), (3, 13)
+SUPPORTED = (3, 11), (3, 12), (3, 13), (3, 14)
 QUIET = [] if sys.stderr.isatty() else ["--quiet"]
 
 
@@ -60,6 +60,7 @@ def find_python():
         "python3.12",
         "python3.13",
         "python3.11",
+        "python3.14",
         "python3",
         "python",
     ):
@@ -91,7 +92,7 @@ def create(python, uv):
     if python and answer(python, "-c", "import ensurepip, venv; print('yes')"):
         made = run(python, "-m", "venv", VENV)
     else:
-        made = uv and run(uv, "venv", "--quiet", "--python", python or ">=3.11,<3.14", VENV)
+        made = uv and run(uv, "venv", "--quiet", "--python", python or ">=3.11,<3.15", VENV)
     if made:
         return
     if python:
@@ -100,7 +101,7 @@ def create(python, uv):
             " install python3-venv), see that the disk has room, and run make again."
         )
     stop(
-        "ect_nb needs Python 3.11, 3.12 or 3.13 and none was found: install one (Debian and Ubuntu:"
+        "ect_nb needs Python 3.11 to 3.14 and none was found: install one (Debian and Ubuntu:"
         " apt-get install python3 python3-venv) and run make again."
     )
 

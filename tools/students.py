@@ -5,10 +5,14 @@
     python tools/students.py --gather DIR # for the teacher: fill such a folder (make stick)
 
 On Windows `py tools/students.py`. Standard library only. It installs what the lessons need, with a
-build of torch for the processor where no GPU is seen, and nothing that only contributors need."""
+build of torch for the processor where no GPU is seen, and nothing that only contributors need.
+
+Only on Linux does the registry's torch bring CUDA; the smaller builds lie elsewhere, and uv, which
+pip installs, knows where. ECT_NB_TORCH, an address or a folder of wheels, names another place."""
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,7 +36,7 @@ NEEDS = (
     "anywidget>=0.9",
     "jupyterlab>=4.2",
 )
-CPU = "https://download.py" + "torch.org/whl/cpu"  # builds for the processor, Linux and Windows
+TORCH = "torch>=2.6"
 SYSTEMS = {
     "linux": ["manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"],
     "windows": ["win_amd64"],
@@ -61,17 +65,42 @@ def has_gpu():
 
 
 def needs_cpu_build(platform=sys.platform, gpu=None):
-    "Whether torch must be told to come without CUDA: on Linux and Windows, where no GPU is seen."
-    if platform == "darwin":
-        return False
-    return not (has_gpu() if gpu is None else gpu)
+    "Whether torch must be told to come without CUDA: on Linux, where no GPU is seen."
+    return platform == "linux" and not (has_gpu() if gpu is None else gpu)
 
 
-def sources(stick, cpu):
+def sources(stick):
     "The arguments of pip that say where packages come from."
-    if stick:
-        return ["--no-index", "--find-links", str(stick)]
-    return ["--extra-index-url", CPU] if cpu else []
+    return ["--no-index", "--find-links", str(stick)] if stick else []
+
+
+def place_of(where):
+    "The arguments of pip for a place, an address or a folder, that alone is asked."
+    if re.match(r"\w+://", where):
+        return ["--index-url", where]
+    return ["--no-index", "--find-links", where]
+
+
+def uv_of(python):
+    "The command of uv: on the PATH, else in this environment, where pip puts it; None without it."
+    if found := shutil.which("uv"):
+        return [found]
+    install = [str(python), "-m", "pip", "install", "--quiet", "uv"]
+    return [str(python), "-m", "uv"] if subprocess.call(install) == 0 else None
+
+
+def cpu_torch(python):
+    "Install a build of torch without CUDA, or say in a line that the usual one will come."
+    where = os.environ.get("ECT_NB_TORCH")
+    if where:
+        command = [str(python), "-m", "pip", "install", "--no-deps", *place_of(where), TORCH]
+    elif uv := uv_of(python):
+        command = [*uv, "pip", "install", "--python", str(python), "--torch-backend", "cpu", TORCH]
+    if not (where or uv) or subprocess.call(command):
+        print(
+            "students: no build of torch without CUDA could be had (see above); the usual one, some"
+            " GB larger, is taken. ECT_NB_TORCH names a place that has one, or take the stick."
+        )
 
 
 def pip(python, *what):
@@ -104,9 +133,9 @@ def make(venv, stick=None):
             f"{venv} could not be made: is there room on the disk? (Debian and Ubuntu also need "
             "python3-venv; a Python from elsewhere, uv's say, needs nothing.)"
         )
-    if cpu and not stick:  # this source alone, so that no other build can be preferred
-        pip(python, "--index-url", CPU, "torch>=2.6")
-    pip(python, *sources(stick, cpu), *NEEDS)
+    if cpu and not stick:
+        cpu_torch(python)
+    pip(python, *sources(stick), *NEEDS)
     (Path(venv) / "ect_nb.txt").write_text("students\n", encoding="utf-8")
     return python
 
@@ -118,18 +147,36 @@ def place(python, folder):
     (Path(site) / "ect_nb_here.pth").write_text(str(folder) + "\n", encoding="utf-8")
 
 
+def cpu_place():
+    "The place of builds without CUDA: ECT_NB_TORCH, else what uv says; None if nobody knows."
+    if where := os.environ.get("ECT_NB_TORCH"):
+        return where
+    compile_ = ["pip", "compile", "-", "--no-deps", "--torch-backend", "cpu"]
+    if uv := uv_of(sys.executable):
+        command = [*uv, *compile_, "--emit-index-annotation", "--no-header", "--quiet"]
+        said = subprocess.run(command, input=TORCH, capture_output=True, text=True).stdout
+        return next(iter(re.findall(r"# from (\S+)", said)), None)
+
+
 def gather(folder, system, version):
-    "Download the wheels of one system and Python into `folder`."
+    "Download the wheels of one system and Python into `folder`; True if all are there."
     where = [part for p in SYSTEMS[system] for part in ("--platform", p)]
-    index = ["--extra-index-url", CPU] if system != "macos" else []
     command = [sys.executable, "-m", "pip", "download", "--only-binary=:all:", "-d", str(folder)]
-    command += [*where, "--python-version", version, "--implementation", "cp", *index, *NEEDS]
-    if system != "macos":
-        first = command[: command.index("--extra-index-url")]
-        if subprocess.call([*first, "--no-deps", "--index-url", CPU, "torch>=2.6"]):
+    command += [*where, "--python-version", version, "--implementation", "cp"]
+    needs = list(NEEDS)
+    if system == "linux":
+        place = cpu_place()
+        if not place or subprocess.call([*command, "--no-deps", *place_of(place), TORCH]):
             return False
+        needs += ["torch==" + torch_in(folder)]
         command += ["--find-links", str(folder)]
-    return subprocess.call(command) == 0
+    return subprocess.call([*command, *needs]) == 0
+
+
+def torch_in(folder):
+    "The version of the wheel of torch in a folder."
+    wheel = sorted(Path(folder).glob("torch-*.whl"))[-1]
+    return wheel.name.split("-")[1].replace("%2B", "+")
 
 
 def fill(folder, version, systems):

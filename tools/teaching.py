@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import tomllib
-from house import ROOT, page
+from house import ROOT, page, pages
 from pathlib import Path
 
 OUT = ROOT / "TEACHING.md"
@@ -57,6 +57,10 @@ def offences(said):
     for p in said["poll"]:
         if not 0 <= ord(p["key"]) - 97 < len(p["options"]):
             yield f"the poll {p['id']} has the key {p['key']}, which is none of its options."
+    for o in said["open"]:
+        nb = json.loads(page(o["page"]).read_text(encoding="utf-8"))
+        if o["check"] not in {e.check for e in exercises.exercises(nb)}:
+            yield f"teaching.toml has a rubric for {o['check']}, which {o['page']} does not have."
 
 
 def plans(said):
@@ -90,13 +94,33 @@ def slips():
         yield "\n</details>"
 
 
+def open_ones(said):
+    "The open exercises, and what to look for in their claims."
+    for o in said["open"]:
+        nb = json.loads(page(o["page"]).read_text(encoding="utf-8"))
+        e = next(e for e in exercises.exercises(nb) if e.check == o["check"])
+        yield f"- {link(o['page'], 'Exercises')}, *{e.title}* {o['look']}"
+
+
+def gained(folder, key):
+    "What the answers in a folder say, before and after, in lines."
+    from ect_nb.course import quiz
+
+    names, before, after, wrong = quiz.of_folder(folder, key)
+    yield from (f"{said}." for said in wrong)
+    g, low, high = quiz.gain(before, after)
+    share = "{:.0%}".format
+    yield f"{len(names)} answered twice: {share(sum(before) / len(before))} right before,"
+    yield f"{share(sum(after) / len(after))} after; gain {g:.2f} [{low:.2f}, {high:.2f}]"
+
+
 def one_line(text):
     return " ".join(text.split()).replace("|", "\\|").replace("`", "'") or "(nothing)"
 
 
 def answers():
     "Where each exercise stands, its stars, and its solution folded."
-    for path in sorted((ROOT / "nbs" / "lessons").glob("0*.ipynb")):
+    for path in [*pages(ROOT, "lessons"), *pages(ROOT, "workshop")]:
         for e in exercises.exercises(json.loads(path.read_text(encoding="utf-8"))):
             yield f"<details><summary>{path.stem} {'★' * e.stars} {e.title}</summary>\n"
             yield f"```python\n{e.solution}\n```\n</details>\n"
@@ -124,7 +148,10 @@ def text(said):
         "Hands, cards or one screen; note the counts before you reveal.",
         *polls(said),
         "## Projecting",
-        "`python tools/lab.py --projector` (or `ECT_NB_SHARP=2` before Jupyter starts) draws "
+        "`python tools/slides.py 00_sixty_seconds out/slides` makes slides of a page, a heading, a "
+        "prediction or a picture each, type of 24 px and more on 1080 lines; `--run` runs the page "
+        "for pictures twice as fine. `python tools/lab.py --projector` (or `ECT_NB_SHARP=2` before "
+        "Jupyter starts) draws "
         "pictures twice as fine; with the browser at 200 % type of 9 points is 24 sharp pixels on "
         "1080 lines.",
         "## Grading",
@@ -135,6 +162,16 @@ def text(said):
         "`grades/seed.txt` repeats the same cases. On Windows the memory of an answer is not "
         "bounded, only its time.",
         GRADES,
+        "The open exercises have numbers that the check sees to, and a claim that you read:",
+        *open_ones(said),
+        "nbgrader and otter take the same exercises: `python tools/exercises.py nbgrader DIR` "
+        "writes its `source`, `... otter DIR` notebooks and files of tests. There answers run "
+        "beside their tests, as always with those; `grade` is stricter.",
+        "## Before and after",
+        "Ten questions, ten minutes, on the first day and the last: in the student's copy `nbs/"
+        "questions.ipynb`. Each sheet has an order of its own and writes a file; collect them, and "
+        "`python tools/teaching.py gain FOLDER` prints what the class gained of what there was to "
+        "gain (Hake's g), with a 95 % interval over students.",
         "## The contest",
         "From the shipped start to garments in one evaluation and in at most four: at most 24,000 "
         "pictures of tuning or 60 s, at most two million parameters, one safetensors file. `python "
@@ -151,6 +188,13 @@ def text(said):
 
 if __name__ == "__main__":
     said = plan_file()
+    if sys.argv[1:2] == ["gain"]:
+        sys.path.insert(0, str(ROOT))
+        try:
+            print(*gained(sys.argv[2], said["quiz"]["key"]), sep="\n")
+        except (IndexError, ValueError) as error:
+            sys.exit(f"teaching: {error}")
+        sys.exit()
     if found := list(offences(said)):
         sys.exit("teaching: " + "\n".join(found))
     Path(OUT).write_text(text(said), encoding="utf-8")

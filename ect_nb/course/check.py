@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RESULTS', 'Ended', 'Complaint', 'partly', 'Verdict', 'check', 'hidden', 'cases', 'between', 'choice', 'reference',
-           'compare']
+           'compare', 'claimed']
 
 # %% ../../nbs/inside/checks.ipynb #fe8745d8
 import functools
@@ -196,3 +196,17 @@ def compare(got, want, slips={}, what="the answer", rtol=1e-3, atol=1e-5):
     if got.shape != want.shape:
         return f"{what} has the shape {tuple(got.shape)} and should have {tuple(want.shape)}."
     return _where_off(got, want, what)
+
+# %% ../../nbs/inside/checks.ipynb #c69f412f
+def claimed(answer):
+    "What is wrong with the form of an open answer, dict(claim=, value=, low=, high=), or None."
+    if not isinstance(answer, dict) or not {"claim", "value", "low", "high"} <= set(answer):
+        return "Return a dict with claim=, value=, low= and high=."
+    if len(str(answer["claim"]).split()) < 8:
+        return "The claim should be a sentence of eight words or more that could turn out false."
+    try:
+        low, value, high = (float(answer[k]) for k in ("low", "value", "high"))
+    except (TypeError, ValueError, RuntimeError):
+        return "value, low and high should be numbers."
+    if not low <= value <= high or not low > -torch.inf or not high < torch.inf:
+        return f"The interval {low:.3g} to {high:.3g} should be finite and hold {value:.3g}."

@@ -8,7 +8,7 @@ __all__ = ['check_euler_step', 'check_from_halves', 'check_stable_pair']
 # %% ../../nbs/inside/checks_08.ipynb #c8000005
 import torch
 from ..analytic import GaussianMixture, posterior_weights
-from .check import check, compare
+from .check import between, cases, check, compare, partly, reference
 from ..diffusion import Precond
 from ..networks import MLP
 
@@ -30,17 +30,29 @@ def _step_slips(denoise, x, t, r):
     }
 
 # %% ../../nbs/inside/checks_08.ipynb #c8000007
+@reference
+def _stepped(mix, x, t, r):
+    "Where Euler's step leads, found from the other end of the line, and what slips give."
+    D = mix.denoise(x, t)
+    return D + r / t * (x - D), _step_slips(mix.denoise, x, t, r)
+
+
 @check(
     "At the first order that is CD's teacher; Heun's method asks once more at r and averages both"
-    " slopes."
+    " slopes.",
+    answer="euler_step",
+    stars=1,
 )
 def check_euler_step(euler_step):
-    mix = GaussianMixture([-1.0, 0.6], [0.3, 0.2])
-    x = torch.linspace(-2, 2, 7)
-    for t, r in ((2.0, 0.5), (0.8, 0.6), (10.0, 0.1)):
-        D = mix.denoise(x, t)
-        want = D + r / t * (x - D)  # the same line, from its other end
-        slips = _step_slips(mix.denoise, x, t, r)
+    def draw(dice):
+        mix = GaussianMixture(between(dice, -1.5, 1.5, 2), between(dice, 0.2, 0.4, 2))
+        t = between(dice, 0.6, 9.0)
+        return mix, between(dice, -2, 2, 7), t, t * between(dice, 0.1, 0.8)
+
+    mix, x = GaussianMixture([-1.0, 0.6], [0.3, 0.2]), torch.linspace(-2, 2, 7)
+    shown = [(mix, x, *levels) for levels in ((2.0, 0.5), (0.8, 0.6), (10.0, 0.1))]
+    for mix, x, t, r in cases(shown, draw):
+        want, slips = _stepped(mix, x, t, r)
         if said := compare(euler_step(mix.denoise, x, t, r), want, slips, "the point", rtol=1e-4):
             return said
 
@@ -72,22 +84,41 @@ def _halves_slips(g, x, t, m, r):
     }
 
 # %% ../../nbs/inside/checks_08.ipynb #c800000a
-@check(
-    "Written out it is a mean of the two answers with the weights r(t - m) / m(t - r) and the rest:"
-    " a long jump learns from two short ones."
-)
-def check_from_halves(from_halves):
-    x = torch.linspace(-2, 2, 7)
+def _two_time(a, b, c):
+    "A g(x, t, r) that is some function of all three."
 
     def g(x, t, r):
-        return 0.7 * torch.tanh(x) + 0.1 * x / (1 + t) + 0.2 * r
+        return a * torch.tanh(x) + b * x / (1 + t) + c * r
 
-    for t, m, r in ((5.0, 1.5, 0.4), (2.0, 1.0, 0.5), (3.0, 0.7, 0.0)):
-        slips = _halves_slips(g, x, t, m, r)
-        w = r * (t - m) / (m * (t - r))
-        middle = _lands(g, x, t, m)
-        want = w * g(x, t, m) + (1 - w) * g(middle, m, r)
-        if said := compare(from_halves(g, x, t, m, r), want, slips, "the answer", rtol=1e-4):
+    return g
+
+
+@reference
+def _halves(numbers, x, t, m, r):
+    "The mean of the two answers that one jump needs, and what slips give."
+    g, w = _two_time(*numbers), r * (t - m) / (m * (t - r))
+    want = w * g(x, t, m) + (1 - w) * g(_lands(g, x, t, m), m, r)
+    return want, _halves_slips(g, x, t, m, r)
+
+# %% ../../nbs/inside/checks_08.ipynb #c800001a
+@check(
+    "Written out it is a mean of the two answers with the weights r(t - m) / m(t - r) and the rest:"
+    " a long jump learns from two short ones.",
+    answer="from_halves",
+    stars=2,
+)
+def check_from_halves(from_halves):
+    def draw(dice):
+        t = between(dice, 2.0, 6.0)
+        m = t * between(dice, 0.3, 0.6)
+        return between(dice, 0.1, 0.9, 3).tolist(), t, m, m * between(dice, 0.2, 0.8)
+
+    levels = (5.0, 1.5, 0.4), (2.0, 1.0, 0.5), (3.0, 0.7, 0.0)
+    x = torch.linspace(-2, 2, 7)
+    for numbers, t, m, r in cases([([0.7, 0.1, 0.2], *three) for three in levels], draw):
+        want, slips = _halves(numbers, x, t, m, r)
+        got = from_halves(_two_time(*numbers), x, t, m, r)
+        if said := compare(got, want, slips, "the answer", rtol=1e-4):
             return said
 
 # %% ../../nbs/inside/checks_08.ipynb #c800000b
@@ -147,38 +178,53 @@ def _off(model, mix):
     return float((model(x, 1.0).detach() - mix.exact_map(x, 1.0)).abs().mean())
 
 # %% ../../nbs/inside/checks_08.ipynb #c800000f
+@reference
+def _stable(x0, t, r, eps, data):
+    "What f says at x_t, the target, and what slips give."
+    f, x_t = _network(), x0 + t[:, None] * eps
+    weights = (-(x_t - data.T).square() / (2 * t[:, None] ** 2)).softmax(1)
+    mean = weights @ data
+    with torch.no_grad():
+        want = f(r[:, None] / t[:, None] * (x_t - mean) + mean, r)
+        return f(x_t, t), want, _stable_slips(f, x0, t, r, eps, data)
+
+# %% ../../nbs/inside/checks_08.ipynb #c800001b
+def _stable_case(seed):
+    "Data, noise, levels and a reference set by these dice."
+    mix, dice = GaussianMixture([[-1.0], [0.6]], [0.3, 0.2], [0.5, 0.5]), torch.Generator()
+    x0, data = (mix.sample(n, dice.manual_seed(seed + n)) for n in (9, 40))
+    t = torch.linspace(0.3, 4, 9)
+    return x0, t, t * torch.linspace(0.9, 0.4, 9), torch.randn(9, 1, generator=dice), data
+
+
 @check(
     "It trains, too: from a denoiser of some steps, as many steps of your relative came nearer to"
-    " the exact map."
+    " the exact map.",
+    answer="stable_pair",
+    stars=3,
 )
 def check_stable_pair(stable_pair):
-    mix, f = GaussianMixture([[-1.0], [0.6]], [0.3, 0.2], [0.5, 0.5]), _network()
-    dice = torch.Generator().manual_seed(3)
-    x0, data, eps = mix.sample(9, dice), mix.sample(40, dice), torch.randn(9, 1, generator=dice)
-    t = torch.linspace(0.3, 4, 9)
-    r = t * torch.linspace(0.9, 0.4, 9)
-    got = stable_pair(f, x0, t, r, eps, data)
-    if not (isinstance(got, (tuple, list)) and len(got) == 2):
-        return "Return two things: f(x_t, t), and the target."
-    slips = _stable_slips(f, x0, t, r, eps, data)
-    x_t = x0 + t[:, None] * eps
-    weights = (-(x_t - data.T).square() / (2 * t[:, None] ** 2)).softmax(1)
-    lower = r[:, None] / t[:, None] * (x_t - weights @ data) + weights @ data
-    want = f(lower, r)
-    swapped = {"The two answers are swapped: f(x_t, t) comes first.": want}
-    if said := compare(got[0], f(x_t, t), swapped, "the first answer", rtol=1e-4):
-        return said
-    if said := compare(got[1], want, slips, "the target", rtol=1e-4):
-        return said
-    return _learns(stable_pair, got, mix)
+    for seed in cases([3], lambda dice: int(between(dice, 10, 1e6)), 2):
+        case, f = _stable_case(seed), _network()
+        got = stable_pair(f, *case)
+        if not (isinstance(got, (tuple, list)) and len(got) == 2):
+            return "Return two things: f(x_t, t), and the target."
+        first, want, slips = _stable(*case)
+        swapped = {"The two answers are swapped: f(x_t, t) comes first.": want}
+        if said := compare(got[0], first, swapped, "the first answer", rtol=1e-4):
+            return said
+        if said := compare(got[1], want, slips, "the target", rtol=1e-4):
+            return said
+    return _learns(stable_pair, got)
 
 # %% ../../nbs/inside/checks_08.ipynb #c8000010
-def _learns(pair, got, mix):
+def _learns(pair, got):
     "The sentence for a pair of right values that cannot be trained with, or None."
     if not got[0].requires_grad:
-        return "The first answer has no gradient: it is the one that is trained."
+        return partly("The first answer has no gradient: it is the one that is trained.")
     if got[1].requires_grad:
-        return "The target has a gradient: take it under torch.no_grad(), or detach it."
+        return partly("The target has a gradient: take it under torch.no_grad(), or detach it.")
+    mix = GaussianMixture([[-1.0], [0.6]], [0.3, 0.2], [0.5, 0.5])
     start = _trained(_denoising, _network(), mix, 1.0)
     before = _off(start, mix)
     after = _off(_trained(pair, start, mix, 0.25), mix)
