@@ -1,0 +1,18 @@
+// The Lab in the front page: as tall as it is, and as light or dark as the page around it.
+for (const frame of document.querySelectorAll('iframe.lab')) {
+  const fit = () => {
+    const inner = frame.contentDocument;
+    if (!inner?.body) return;
+    const size = () => { frame.style.height = `${inner.querySelector('main').scrollHeight}px`; };
+    const shade = () => {
+      inner.body.dataset.jpThemeLight = document.documentElement.dataset.theme !== 'dark';
+    };
+    new ResizeObserver(size).observe(inner.querySelector('main'));
+    new MutationObserver(shade).observe(document.documentElement,
+      {attributes: true, attributeFilter: ['data-theme']});
+    size();
+    shade();
+  };
+  frame.addEventListener('load', fit);
+  if (frame.contentDocument?.readyState === 'complete') fit();
+}
