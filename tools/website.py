@@ -16,6 +16,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 from house import HOUSES, ROOT, pages, read
 from pathlib import Path
 
@@ -142,12 +143,14 @@ def page(path, source, repository):
 # What stands beside the pages
 
 
-def reference(source):
-    "A page for every module of the package."
+def reference(source, only=None):
+    "A page for every module of the package, or for those called `only`."
     (source / "api").mkdir(parents=True, exist_ok=True)
     top, names = ROOT / "ect_nb", []
     for path in sorted(top.rglob("[!_]*.py")):
         name = ".".join(["ect_nb", *path.relative_to(top).with_suffix("").parts])
+        if only and path.stem not in only:
+            continue
         text = f"{name}\n{'=' * len(name)}\n\n.. automodule:: {name}\n"
         (source / "api" / f"{name}.rst").write_text(text, encoding="utf-8")
         names.append(name)
@@ -192,20 +195,24 @@ WORDS = dict(
 )
 
 
-def packages(into):
-    "The files of onnxruntime-web in the folder `into`, fetched once from npm; None where it fails."
-    have = into / "node_modules" / "onnxruntime-web" / "dist"
-    if not all((have / f).exists() for f in ORT_FILES):
-        npm = shutil.which("npm")
-        if npm is None:
+def fetched(package, inside, names, into):
+    """The folder `into` with the files `names` that a `package` of npm has in its folder `inside`,
+    fetched once and kept; None where npm cannot."""
+    if all((into / name).exists() for name in names):
+        return into
+    npm = shutil.which("npm")
+    if npm is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        quiet = ["--no-audit", "--no-fund", "--ignore-scripts", "--silent", "--prefix", folder]
+        done = subprocess.run([npm, "install", *quiet, package], capture_output=True)
+        have = Path(folder) / "node_modules" / package.split("@")[0] / inside
+        if done.returncode or not all((have / name).exists() for name in names):
             return None
         into.mkdir(parents=True, exist_ok=True)
-        (into / "package.json").write_text("{}")
-        quiet = ["--no-audit", "--no-fund", "--ignore-scripts", "--silent"]
-        done = subprocess.run([npm, "install", *quiet, ORT], cwd=into, capture_output=True)
-        if done.returncode or not all((have / f).exists() for f in ORT_FILES):
-            return None
-    return have
+        for name in names:
+            shutil.copy(have / name, into / name)
+    return into
 
 
 def models(static):
@@ -222,11 +229,57 @@ def models(static):
             export(source, to)
 
 
-def lab_pages(source):
-    "The Lab, as a page of its own that the front page holds."
-    from ect_nb.show.lab import write_lab
+def point(atlas, run, walk, row):
+    "One record of a run for the explorer: its numbers, its words, the row of its strip."
+    from ect_nb.show.explorer import explorer_words
+    from ect_nb.show.tradeoff import curve, over_seeds, say, setting
 
-    write_lab(source / "_static" / "lab")
+    s = setting(run, *run.recorded[row])
+    about = {k: getattr(s, k) for k in ("kimg", "nfe", "value", "low", "high", "ms")}
+    about |= dict(row=row, say=say(s))
+    if run is not walk:
+        there = curve(walk, walk.points[-1][0])[-1]
+        seeds = over_seeds(atlas, run, s.kimg, s.nfe)
+        words = explorer_words(s, there, walk, seeds)
+        about["words"], about["like"] = words.split(f" {say(there)}. ")
+    return about
+
+
+def records(static):
+    "The atlas for the explorer: records and words in one file, strips as they are."
+    from ect_nb.io import data
+    from ect_nb.measure.atlas import Atlas
+    from ect_nb.show.tradeoff import everything, measured_as, settings_table, walk_of
+
+    folder, atlas, found = Path(data.find("atlas")), Atlas.load(), {}
+    shutil.copytree(folder, static / "atlas", ignore=shutil.ignore_patterns("*.json"))
+    sheets = json.loads((folder / "atlas.json").read_text(encoding="utf-8"))["runs"]
+    for name, run in atlas.runs.items():
+        walk = walk_of(atlas, run)
+        rows = everything(run, None if walk is run else walk)
+        found[name] = dict(
+            points=sorted(
+                (point(atlas, run, walk, i) for i in range(len(run.recorded))),
+                key=lambda p: (p["kimg"], p["nfe"]),
+            ),
+            method=run.facts["method"],
+            shape=run.facts["shape"],
+            sheet=sheets[name]["sheet"],
+            walk=walk.name,
+            title=f"All {len(rows)} settings as a table ({measured_as(rows[0])})",
+            table=settings_table(rows),
+        )
+    (static / "atlas" / "atlas.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def parts_of_pages(static):
+    "The Lab as a page of its own that the front page holds, what panels live by, the records."
+    from ect_nb.show.lab import write_lab
+    from ect_nb.show.living import living_source
+
+    write_lab(static / "lab")
+    (static / "living.js").write_text(living_source(), encoding="utf-8")
+    records(static)
 
 
 def lay_out(source, only=None, ort=None):
@@ -246,8 +299,8 @@ def lay_out(source, only=None, ort=None):
         beside = (ROOT / file).read_text(encoding="utf-8")
         moved = outside(beside, ROOT / file, repository, ROOT / "nbs")
         (source / name).write_text(moved, encoding="utf-8")
-    reference(source)
-    lab_pages(source)
+    reference(source, only)
+    parts_of_pages(source / "_static")
     model_page(source, ort)
     return source
 
@@ -286,7 +339,8 @@ def main():
     args.add_argument("--into", type=Path, default=OUT, help="folder to build in")
     args.add_argument("--only", nargs="+", help="build these pages alone, for a quick look")
     args = args.parse_args()
-    html = build(args.into, args.only, packages(args.into / "npm"))
+    ort = fetched(ORT, "dist", ORT_FILES, args.into / "npm")
+    html = build(args.into, args.only, ort)
     say(f"built; look at it with: python -m http.server -d {html}")
 
 
