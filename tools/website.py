@@ -9,6 +9,7 @@ site is built without that page.
 import address
 import argparse
 import base64
+import hashlib
 import json
 import os
 import re
@@ -215,18 +216,20 @@ def fetched(package, inside, names, into):
     return into
 
 
-def models(static):
-    "The shipped models as ONNX, and what they answer to one noise, for the page that asks them."
+def models(static, kept):
+    "The shipped models as ONNX, for the page that asks them; `kept` holds them for the next time."
     from ect_nb.io import data
     from ect_nb.io.export import export
 
-    folder = static / "models"
-    folder.mkdir(parents=True, exist_ok=True)
+    (static / "models").mkdir(parents=True, exist_ok=True)
+    code = [ROOT / "ect_nb" / name for name in ("io/export.py", "networks.py", "diffusion.py")]
     for name in ("diffusion", "tuned"):
-        to = folder / f"{name}.onnx"
-        source = data.find(f"fashion_mnist_{name}.safetensors")
-        if not to.exists() or to.stat().st_mtime < Path(source).stat().st_mtime:
-            export(source, to)
+        source = Path(data.find(f"fashion_mnist_{name}.safetensors"))
+        made_of = b"".join(p.read_bytes() for p in [source, *code])
+        file = kept / f"{name}-{hashlib.sha256(made_of).hexdigest()[:8]}.onnx"
+        if not file.exists():
+            export(source, file)
+        shutil.copy(file, static / "models" / f"{name}.onnx")
 
 
 def point(atlas, run, walk, row):
@@ -306,16 +309,16 @@ def lay_out(source, only=None, ort=None):
 
 
 def model_page(source, ort):
-    "The page with a model, if ONNX Runtime Web is at hand; else a page that says what it lacks."
+    "The page with a model, if ONNX Runtime Web is in the folder `ort`; else one that says so."
     if ort is None:
         say("onnxruntime-web is not at hand (npm could not fetch it): no model in the page")
-        (source / "model.md").write_text((SITE / "model_missing.md").read_text(encoding="utf-8"))
+        shutil.copy(SITE / "model_missing.md", source / "model.md")
         return
     static = source / "_static"
     (static / "ort").mkdir(exist_ok=True)
     for file in ORT_FILES:
         shutil.copy(ort / file, static / "ort" / file)
-    models(static)
+    models(static, ort)
 
 
 def build(into, only=None, ort=None):
