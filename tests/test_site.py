@@ -24,6 +24,7 @@ from ect_nb.sampling import sample
 from ect_nb.schedules import design, plan
 from ect_nb.show.explorer import explorer_words
 from ect_nb.show.flow import flow, flow_panel, flow_words
+from ect_nb.show.living import living_source
 from ect_nb.show.tradeoff import curve, over_seeds, setting, walk_of
 from html.parser import HTMLParser
 from pathlib import Path
@@ -367,6 +368,7 @@ def test_a_stored_panel_answers_without_a_kernel(visit, page):
         if "ect-living" in "".join(out.get("data", {}).get("text/html", ""))
     ]
     assert len(stored) == 1
+    assert html.escape(living_source()) in stored[0]  # no older one
     shown = visit("minute.html")
     shown.set_content(f"<!doctype html><body>{stored[0]}</body>")
     inner = shown.frame_locator("iframe.ect-living")

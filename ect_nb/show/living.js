@@ -119,12 +119,12 @@ const STYLE = `
 .ect-alive svg { display: block; width: 100%; height: auto; max-width: 820px;
   touch-action: pan-y; }
 .ect-alive svg.held { cursor: crosshair; touch-action: none; }
-.ect-alive svg text { font: 12px system-ui, sans-serif; fill: #222; }
+.ect-alive svg text { font: 12px system-ui, sans-serif; fill: #222; paint-order: stroke;
+  stroke: #fff; stroke-width: 3px; }
 .ect-alive p { margin: 6px 0 2px; }
 .ect-alive pre { font-size: 12px; overflow-x: auto; margin: 6px 0; color: #111; }
 .ect-alive :focus-visible { outline: 3px solid #E69F00; outline-offset: 2px; }
-.ect-alive .note { color: #555; font-size: 12.5px; }
-@media (max-width: 520px) { .ect-alive svg text { font-size: 19px; } }`;
+.ect-alive .note { color: #555; font-size: 12.5px; }`;
 
 // A plot in the box [left, right] × [top, bottom]: where data lie, lines, ticks
 export class Plot {
@@ -163,7 +163,8 @@ export class Plot {
 const stroke = (color, width = 1.5, dash = '') =>
   `stroke="${color}" stroke-width="${width}"${dash && ` stroke-dasharray="${dash}"`}`;
 
-// A panel: controls over a picture and its sentence, drawn again at every move
+// A panel: controls over a picture and its sentence, drawn again at every move by
+// `draw(values, narrow)`, which gives {svg, width, height, words, table}
 export class Panel {
   constructor(element, controls, draw) {
     this.element = element;
@@ -175,9 +176,14 @@ export class Panel {
     this.draw = draw;
     this.controls = Object.fromEntries(Object.entries(controls).map(([name, c]) =>
       [name, this.control(name, c)]));
+    this.narrow = element.clientWidth > 0 && element.clientWidth < 520;
     this.move();
     const fit = () => {
-      const frame = globalThis.frameElement;
+      const frame = globalThis.frameElement, wide = element.clientWidth;
+      if (wide && wide < 520 !== this.narrow) {
+        this.narrow = wide < 520;
+        this.move();
+      }
       if (frame) frame.style.height = `${element.scrollHeight + 12}px`;
     };
     if (globalThis.ResizeObserver) new ResizeObserver(fit).observe(element);
@@ -214,7 +220,7 @@ export class Panel {
       output.value = stops[input.value][0];
       input.setAttribute('aria-valuetext', stops[input.value][0]);
     }
-    const {svg, width, height, words, table} = this.draw(this.values);
+    const {svg, width, height, words, table} = this.draw(this.values, this.narrow);
     const picture = this.$('svg');
     picture.setAttribute('viewBox', `0 0 ${width} ${height}`);
     picture.setAttribute('aria-label', words);
@@ -229,24 +235,33 @@ export class Panel {
 // ── The flow panel ────────────────────────────────────────────────────────────────────────────
 
 const natural = (x, t) => x / Math.sqrt(1 + t * t);
+const INKS = ['#A03000', INK.blue, '#8A3A68', '#00694D'];
 const LOOKS = [[INK.vermillion, 'D'], [INK.blue, 's'], [INK.purple, '^'], [INK.green, 'v']];
 
 function flow(element, {mixture: about, names, x, t, levels}) {
-  const mixture = new Mixture(about), [width, height] = [800, 330];
-  const left = new Plot({box: [62, 560, 10, 282], x: [80, 0.002], y: [-2.6, 2.6], logX: true});
-  const right = new Plot({box: [584, 790, 10, 282], x: [0, 1.08], y: [-2.6, 2.6]});
+  const mixture = new Mixture(about), height = 330;
   const ts = range(60, i => 80 * (0.002 / 80) ** (i / 59)), grid = even(-2.4, 2.4, 241);
   const through = (x, t) => ts.map(s => natural(mixture.transport(x, t, s), s));
-  const paths = even(-2.4, 2.4, 25).map(z => left.line(ts, through(80 * z, 80),
-    stroke(INK.sky, 0.8)));
+  const paths = even(-2.4, 2.4, 25).map(z => through(80 * z, 80));
   const wide = even(-2.6, 2.6, 260), p = wide.map(y => Math.exp(mixture.logProb(y, 0)));
   const top = Math.max(...p);
-  const still = paths.join('') + left.frame({
-    xs: [10, 1, 0.1, 0.01].map(v => [v, String(v)]), ys: [-2, -1, 0, 1, 2].map(v => [v, fixed(v, 0)]),
-    xName: 'noise level t, falling', yName: 'x, at its natural size'})
-    + right.area([0, ...p.map(v => v / top), 0], [-2.6, ...wide, 2.6], 'fill="#D9D9D9"')
-    + right.frame({xName: 'possible data'});
-  const draw = ({x: size, t}) => {
+  const layout = narrow => {
+    const [width, split, from] = narrow ? [400, 285, 300] : [800, 560, 584];
+    const left = new Plot({box: [narrow ? 46 : 62, split, 10, 282], x: [80, 0.002], y: [-2.6, 2.6],
+      logX: true});
+    const right = new Plot({box: [from, width - 10, 10, 282], x: [0, 1.08], y: [-2.6, 2.6]});
+    const still = paths.map(path => left.line(ts, path, stroke(INK.sky, 0.8))).join('')
+      + left.frame({xs: [10, 1, 0.1, 0.01].map(v => [v, String(v)]),
+        ys: [-2, -1, 0, 1, 2].map(v => [v, fixed(v, 0)]),
+        xName: 'noise level t, falling', yName: narrow ? '' : 'x, at its natural size'})
+      + right.area([0, ...p.map(v => v / top), 0], [-2.6, ...wide, 2.6], 'fill="#D9D9D9"')
+      + right.frame({xName: 'possible data'});
+    return {width, left, right, still};
+  };
+  let now, layouts = {};
+  const draw = ({x: size, t}, narrow) => {
+    now = layouts[narrow] ??= layout(narrow);
+    const {width, left, right, still} = now;
     const x = size * Math.sqrt(1 + t * t), path = through(x, t), lands = mixture.transport(x, t, 0);
     const past = ts.filter(s => s > t).length;
     const logs = grid.map(y => mixture.logProb(y, 0) - (x - y) ** 2 / (2 * t * t));
@@ -255,20 +270,21 @@ function flow(element, {mixture: about, names, x, t, levels}) {
     const marks = answers.map(([, y], i) => `<path d="M${right.X(0)} ${right.Y(y)}H${right.X(1.08)}"
       ${stroke(LOOKS[i][0], 1.8, '6 4')}/><circle cx="${right.X(0.85 - 0.2 * i)}"
       cy="${right.Y(y)}" r="4.5" fill="${LOOKS[i][0]}"/><text x="${right.X(1.04)}"
-      y="${30 + 15 * i + 15}" text-anchor="end" style="fill:${LOOKS[i][0]}">${names[i]}</text>`);
+      y="${29 + 15 * i + 15}" text-anchor="end" style="fill:${INKS[i]}">${names[i]}</text>`);
     const svg = still
       + right.area([0, ...posterior, 0], [-2.4, ...grid, 2.4], 'fill="#E69F00" opacity="0.55"')
       + left.line(ts.slice(0, past), path.slice(0, past), stroke(INK.black, 1.2, '2 3'))
       + left.line([t, ...ts.slice(past)], [size, ...path.slice(past)], stroke(INK.black, 2.2))
       + `<circle cx="${left.X(t)}" cy="${left.Y(size)}" r="5.5"/>`
       + `<path d="M${right.X(0)} ${right.Y(lands)}H${right.X(1.08)}" ${stroke(INK.black, 2.2)}/>`
-      + `<text x="${right.X(1.04)}" y="30" text-anchor="end">path ends</text>${marks.join('')}`;
+      + `<text x="${right.X(1.04)}" y="29" text-anchor="end">path ends</text>${marks.join('')}`;
     const said = answers.map(([name, y]) => `${name} says ${y.toFixed(2)}`).join('; ');
     return {svg, width, height, lands, answers, words: `At t = ${digits(t)}, x = ${digits(x)} (`
       + `${size.toFixed(2)} at its natural size): the path ends at ${lands.toFixed(2)}; ${said}.`};
   };
   const places = range(241, i => Number((-2.4 + 0.02 * i).toFixed(2)));
-  const nearest = (stops, far) => stops.reduce((best, v, k) => far(v) < far(stops[best]) ? k : best, 0);
+  const nearest = (stops, far) =>
+    stops.reduce((best, v, k) => far(v) < far(stops[best]) ? k : best, 0);
   const toward = v => s => Math.abs(Math.log(s / v));
   const panel = new Panel(element, {
     x: {stops: places.map(v => [v.toFixed(2), v]), at: nearest(places, v => Math.abs(v - x))},
@@ -277,7 +293,8 @@ function flow(element, {mixture: about, names, x, t, levels}) {
   const svg = panel.$('svg');
   svg.classList.add('held');
   const hold = e => {
-    const b = svg.getBoundingClientRect(), u = (e.clientX - b.left) / b.width * width;
+    const b = svg.getBoundingClientRect(), {left, width} = now;
+    const u = (e.clientX - b.left) / b.width * width;
     const v = (e.clientY - b.top) / b.height * height, [l, r, up, down] = left.box;
     panel.place('x', nearest(places, y => Math.abs(left.Y(y) - Math.max(up, Math.min(down, v)))));
     if (u <= r) panel.place('t', nearest(levels, y => Math.abs(left.X(y) - Math.max(l, u))));
@@ -291,7 +308,8 @@ function flow(element, {mixture: about, names, x, t, levels}) {
     hold(e);
   });
   svg.addEventListener('pointermove', e => held && hold(e));
-  for (const end of ['pointerup', 'pointercancel']) svg.addEventListener(end, () => { held = false; });
+  for (const end of ['pointerup', 'pointercancel'])
+    svg.addEventListener(end, () => { held = false; });
   return panel;
 }
 
@@ -346,11 +364,12 @@ function scheduleWords(rows) {
 
 function schedule(element, {controls}) {
   const xs = even(-3, 2, 160), ticks = [-3, -2, -1, 0, 1, 2].map(v => [v, String(10 ** v)]);
-  const top = new Plot({box: [62, 780, 8, 240], x: [-3, 2], y: [-0.05, 1.05]});
-  const low = new Plot({box: [62, 780, 250, 345], x: [-3, 2], y: [0, 1.1]});
-  const draw = values => {
-    if (!(values.q > 1)) return {svg: top.frame({}), width: 800, height: 390,
-      words: `q must be above 1, k at least 0 and b above 0, not ${digits(values.q)}, ${values.k}, 1`};
+  const draw = (values, narrow) => {
+    const [width, sides] = narrow ? [400, [52, 385]] : [800, [62, 780]];
+    const top = new Plot({box: [...sides, 8, 240], x: [-3, 2], y: [-0.05, 1.05]});
+    const low = new Plot({box: [...sides, 250, 345], x: [-3, 2], y: [0, 1.1]});
+    if (!(values.q > 1)) return {svg: top.frame({}), width, height: 390,
+      words: `q must be above 1, not ${digits(values.q)}: no stage would come nearer.`};
     const rows = plan(values), mapping = sigmoidMapping(values.q, values.k);
     const bell = xs.map(u => Math.exp(-(((u * Math.LN10 - values.P_mean) / values.P_std) ** 2) / 2));
     const clean = xs.map(u => mapping(10 ** u, 0) === 0);
@@ -363,11 +382,12 @@ function schedule(element, {controls}) {
       + low.area([-3, ...xs, 2], [0, ...bell, 0], 'fill="#0072B2" opacity="0.5"')
       + low.area([-3, ...xs, 2], [0, ...shaded, 0], 'fill="#E69F00"')
       + low.frame({xs: ticks, xName: 't', yName: 'p(ln t)'})
-      + '<text x="70" y="24" style="fill:#805500">orange: r = 0 (below: in stage 0)</text>';
+      + `<text x="${sides[0] + 8}" y="${top.Y(0.04)}" style="fill:#805500">orange: r = 0 (below: in
+        stage 0)</text>`;
     const table = 'stage  clean   mean   median\n       rows    Δt/t  1/(t−r)\n' + rows.map(r =>
       `${String(r.stage).padStart(3)}    ${percent(1 - r.share).padStart(4)}  `
       + `${digits(r.gap, 2).padStart(7)}  ${digits(r.weight).padStart(7)}`).join('\n');
-    return {svg, width: 800, height: 390, words: scheduleWords(rows), table};
+    return {svg, width, height: 390, words: scheduleWords(rows), table};
   };
   return new Panel(element, controls, draw);
 }
@@ -383,10 +403,11 @@ export const SLOPES = {squared: s => 2 * s, 'pseudo-Huber': (s, c) => s / Math.h
 
 function weighting(element, {controls, t, stages}) {
   const fine = even(-4, 1.5, 60), eighth = t.length / 8;
-  const left = new Plot({box: [62, 390, 10, 235], x: [-0.6, 7.6], y: [0, 1]});
-  const right = new Plot({box: [470, 790, 10, 235], x: [-4, 1.5], y: [-4, 0.3]});
   const middle = k => t.slice(k * eighth, (k + 1) * eighth)[Math.floor((eighth - 1) / 2)];
-  const draw = ({weight, metric, stage, c}) => {
+  const draw = ({weight, metric, stage, c}, narrow) => {
+    const left = new Plot({box: [62, 390, 10, 235], x: [-0.6, 7.6], y: [0, 1]});
+    const right = new Plot({box: narrow ? [62, 390, 290, 515] : [470, 790, 10, 235], x: [-4, 1.5],
+      y: [-4, 0.3]});
     const {r, size, g} = stages[stage], pull = SLOPES[metric];
     const loud = t.map((v, i) => WEIGHTS[weight](v, r[i]) * pull(size[i], c) * g[i]);
     const total = loud.reduce((a, b) => a + b, 0);
@@ -400,7 +421,7 @@ function weighting(element, {controls, t, stages}) {
     const top = part.indexOf(Math.max(...part)), edge = k => k === 0 ? 0 : k === 8 ? Infinity
       : t[k * eighth];
     const rows = total ** 2 / loud.reduce((sum, v) => sum + v * v, 0);
-    const ticks = [-4, -3, -2, -1, 0, 1].map(v => [v, `1e${v}`.replace('1e0', '1').replace('1e1', '10')]);
+    const ticks = ['1e-4', '1e-3', '0.01', '0.1', '1', '10'].map((word, i) => [i - 4, word]);
     const svg = part.map((v, k) => `<rect x="${left.X(k - 0.4)}" y="${left.Y(v)}"
       width="${left.X(0.8) - left.X(0)}" height="${left.Y(0) - left.Y(v)}" fill="#0072B2"/>`).join('')
       + `<path d="M${left.X(-0.6)} ${left.Y(0.125)}H${left.X(7.6)}" ${stroke(INK.black, 1, '5 4')}/>`
@@ -415,12 +436,12 @@ function weighting(element, {controls, t, stages}) {
       + right.frame({xs: ticks, ys: ticks.slice(0, 5), xName: '‖Δ‖ (dotted: c)',
         yName: 'pull of a row / the largest'});
     const beyond = size.filter(s => s > c).length / size.length;
+    const end = edge(top + 1) === Infinity ? 'inf' : digits(edge(top + 1), 2);
     const words = `Stage ${stage}, ${metric}, weight ${weight}, c = ${digits(c)}: the eighth with t `
-      + `from ${digits(edge(top), 2)} to ${edge(top + 1) === Infinity ? 'inf' : digits(edge(top + 1), 2)}`
-      + ` has ${percent(part[top])} of the gradient, the softest ${percent(Math.min(...part), 1)}; `
-      + `${loud.length} rows count as ${rows.toFixed(0)} equal ones; ${percent(beyond)} of the rows `
-      + 'lie beyond c.';
-    return {svg, width: 800, height: 275, words};
+      + `from ${digits(edge(top), 2)} to ${end} has ${percent(part[top])} of the gradient, the `
+      + `softest ${percent(Math.min(...part), 1)}; ${loud.length} rows count as ${rows.toFixed(0)} `
+      + `equal ones; ${percent(beyond)} of the rows lie beyond c.`;
+    return {svg, width: narrow ? 400 : 800, height: narrow ? 555 : 275, words};
   };
   return new Panel(element, controls, draw);
 }

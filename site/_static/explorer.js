@@ -37,7 +37,8 @@ class Explorer {
     const of = key => [...new Set(run.points.map(p => p[key]))].sort((a, b) => a - b);
     const stops = (found, wanted, last) => {
       const at = found.indexOf(wanted);
-      return {stops: found.map(v => [String(v), v]), at: at >= 0 ? at : last ? found.length - 1 : 0};
+      const from = last ? found.length - 1 : 0;
+      return {stops: found.map(v => [String(v), v]), at: at >= 0 ? at : from};
     };
     const walk = this.runs[run.walk];
     this.panel = new Panel(this.$('[data-part=panel]'), {
@@ -45,7 +46,7 @@ class Explorer {
       evaluations: stops(of('nfe'), values.evaluations),
       heun: {...stops(walk.points.map(p => p.nfe), values.heun, true), title: 'Heun’s evaluations'},
       run: {stops: names.map(name => [name, name]), at: names.indexOf(this.runName), menu: true},
-    }, now => this.draw(now));
+    }, (now, narrow) => this.draw(now, narrow));
     this.$('summary').textContent = run.title;
     this.$('.sheet').innerHTML = run.table;
   }
@@ -62,7 +63,7 @@ class Explorer {
     if (canvas.wish === wish) show(canvas, sheet, row, run.shape, words);
   }
 
-  draw(now) {
+  draw(now, narrow) {
     if (now.run !== this.runName) {
       this.runName = now.run;
       queueMicrotask(() => { this.begin(now); this.$('select').focus(); });
@@ -80,21 +81,22 @@ class Explorer {
         `${name} · ${p.nfe} evaluation${p.nfe > 1 ? 's' : ''}: ${p.value.toFixed(1)} `
         + `[${p.low.toFixed(1)}, ${p.high.toFixed(1)}], ${p.ms.toPrecision(3)} ms`;
     }
-    return {...chart(run, walk, me, it), words: `${me.words} ${it.say}. ${me.like}`};
+    return {...chart(run, walk, me, it, narrow), words: `${me.words} ${it.say}. ${me.like}`};
   }
 }
 
 // Distance over evaluations, a curve for each budget, and the walk
-function chart(run, walk, me, it) {
+function chart(run, walk, me, it, narrow) {
   const all = [...run.points, ...walk.points], budgets = [...new Set(run.points.map(p => p.kimg))];
-  const low = Math.min(...all.map(p => p.low)) * 0.9, high = Math.max(...all.map(p => p.high)) * 1.1;
-  const plot = new Plot({box: [62, 640, 10, 285], x: [0.9, 40], y: [Math.max(low, 0.5), high],
+  const low = 0.9 * Math.min(...all.map(p => p.low)), high = 1.1 * Math.max(...all.map(p => p.high));
+  const [width, left, right] = narrow ? [400, 46, 305] : [800, 62, 640];
+  const plot = new Plot({box: [left, right, 10, 285], x: [0.9, 40], y: [Math.max(low, 0.5), high],
     logX: true, logY: true});
   const parts = [], curve = (points, color, name, bold) => {
     parts.push(plot.line(points.map(p => p.nfe), points.map(p => p.value),
       `stroke="${color}" stroke-width="${bold ? 3 : 1.5}"`));
-    for (const p of points) parts.push(`<path d="M${plot.X(p.nfe)} ${plot.Y(Math.max(p.low, plot.y[0]))}
-      V${plot.Y(p.high)}" stroke="${color}" stroke-width="1"/>
+    for (const p of points) parts.push(`<path d="M${plot.X(p.nfe)}
+      ${plot.Y(Math.max(p.low, plot.y[0]))}V${plot.Y(p.high)}" stroke="${color}" stroke-width="1"/>
       <circle cx="${plot.X(p.nfe)}" cy="${plot.Y(p.value)}" r="3.5" fill="${color}"/>`);
     return [name, color];
   };
@@ -103,12 +105,13 @@ function chart(run, walk, me, it) {
   names.push(curve(walk.points, '#D55E00', 'Heun', false));
   for (const p of [me, it]) parts.push(`<circle cx="${plot.X(p.nfe)}" cy="${plot.Y(p.value)}" r="8"
     fill="none" stroke="#000" stroke-width="2"/>`);
-  names.forEach(([name, color], k) => parts.push(`<path d="M656 ${22 + 18 * k}h22" stroke="${color}"
-    stroke-width="3"/><text x="684" y="${26 + 18 * k}">${name}</text>`));
+  names.forEach(([name, color], k) => parts.push(`<path d="M${right + 12} ${22 + 18 * k}h18"
+    stroke="${color}" stroke-width="3"/><text x="${right + 35}" y="${26 + 18 * k}">${name}</text>`));
   const round = [1, 2, 5, 10, 20, 50, 100, 200, 500].filter(v => v > plot.y[0] && v < plot.y[1]);
   parts.push(plot.frame({xs: [1, 2, 4, 8, 17, 35].map(v => [v, String(v)]),
-    ys: round.map(v => [v, String(v)]), xName: 'evaluations', yName: 'distance'}));
-  return {svg: parts.join(''), width: 800, height: 325};
+    ys: round.map(v => [v, String(v)]), xName: 'evaluations',
+    yName: narrow ? '' : 'distance'}));
+  return {svg: parts.join(''), width, height: 325};
 }
 
 const place = document.getElementById('explorer');

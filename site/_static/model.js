@@ -123,7 +123,8 @@ let queue = Promise.resolve();
 const PAGE = `
 <form data-part="form">
   <div class="line">
-    <label>seed <input type="number" data-part="seed" value="3" min="0" max="999999" step="1"></label>
+    <label>seed
+      <input type="number" data-part="seed" value="3" min="0" max="999999" step="1"></label>
     <button type="button" data-part="roll">Other noise</button>
     <label class="grow">towards other noise
       <input type="range" data-part="share" min="0" max="1" step="0.01" value="0"></label>
@@ -183,7 +184,8 @@ class Page {
   // What stands in the controls; an Error in one sentence where it makes no sense
   get settings() {
     const times = this.$('times').value.split(/[\s,;]+/).filter(Boolean).map(Number);
-    if (times[0] !== 80 || times.length > 12 || times.some((t, k) => !(t > 0 && (!k || t < times[k - 1]))))
+    const falls = times.every((t, k) => t > 0 && (!k || t < times[k - 1]));
+    if (times[0] !== 80 || times.length > 12 || !falls)
       throw new Error('Times are up to twelve falling numbers above 0, the first of them 80.');
     const seed = Number(this.$('seed').value), share = Number(this.$('share').value);
     if (!Number.isInteger(seed) || seed < 0) throw new Error('A seed is a whole number from 0 on.');
