@@ -26,7 +26,6 @@ tour: setup      ## run 00_sixty_seconds without a browser; table here, pictures
 
 site: setup      ## build the site in out/site/html, offline (npm is asked once, for what runs a model in a page)
 	$(PY) tools/website.py $(ARGS)
-	@echo 'site: look at it with: $(PY) -m http.server -d out/site/html'
 
 bench: setup     ## measure the speed of training and sampling on this machine (the CIFAR-10 network too: ARGS=--cifar)
 	$(PY) bench/bench.py $(ARGS)

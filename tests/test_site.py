@@ -2,7 +2,7 @@
 asked of anywhere else, panels answer without a kernel, a model draws as torch does.
 
 Without Chromium skipped, or failed, as in test_browser. Screenshots and measured times go to
-out/browser/site."""
+out/site/seen."""
 
 import functools
 import html
@@ -32,7 +32,7 @@ from test_browser import chromium
 
 pytestmark = pytest.mark.xdist_group("site")
 ROOT = Path(__file__).resolve().parent.parent
-PICTURES = ROOT / "out" / "browser" / "site"
+PICTURES = ROOT / "out" / "site" / "seen"
 KEPT = ROOT / "out" / "site" / "npm"
 SMALL = ["00_sixty_seconds", "explore", "sampling", "diffusion"]
 WAIT = 120_000  # milliseconds at most for any one thing

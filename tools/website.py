@@ -60,6 +60,11 @@ def docstring(app, what, name, thing, options, lines):
 # From a notebook to a page
 
 
+def relative(file, folder):
+    "The way from `folder` to `file`, as a link."
+    return Path(os.path.relpath(file, folder)).as_posix()
+
+
 def outside(markdown, path, repository, to=None):
     """`markdown` of the file at `path` with links that lead on the site, or to the repository; it
     will stand in the folder `to`, which is its own unless given."""
@@ -71,13 +76,13 @@ def outside(markdown, path, repository, to=None):
         file, here = Path(os.path.normpath(path.parent / target)), to or path.parent
         known = file.relative_to(ROOT).as_posix()
         if known in BESIDE:
-            found = os.path.relpath(ROOT / "nbs" / BESIDE[known], here)
+            found = relative(ROOT / "nbs" / BESIDE[known], here)
         elif known == "nbs/index.ipynb":
-            found = os.path.relpath(ROOT / "nbs" / "overview.ipynb", here)
+            found = relative(ROOT / "nbs" / "overview.ipynb", here)
         elif known.startswith("nbs/images"):
-            found = os.path.relpath(ROOT / "nbs" / "_static" / known[4:], here)
+            found = relative(ROOT / "nbs" / "_static" / known[4:], here)
         elif known.endswith(".ipynb"):
-            found = os.path.relpath(file, here)
+            found = relative(file, here)
         else:
             found = f"{repository}/{known}"
         return m[1] + found + ("#" + anchor if anchor else "")
@@ -91,8 +96,9 @@ def prose(source, path, repository):
     return outside(source, path, repository)
 
 
-def picture(png, metadata, name, folder):
-    "HTML of a stored picture, as a file of its own that is loaded when it comes in sight."
+def picture(png, metadata, name, folder, up):
+    """HTML of a stored picture, as a file of its own in `folder` that is loaded when it comes in
+    sight; `up` leads from the page to the top."""
     content = base64.b64decode(png)
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     (folder / "pictures" / f"{name}.png").write_bytes(content)
@@ -100,26 +106,27 @@ def picture(png, metadata, name, folder):
     width = int(metadata.get("width", wide))
     alt = metadata.get("alt", "").replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return (
-        f'<img loading="lazy" src="../_static/pictures/{name}.png" alt="{alt}" width="{width}"'
+        f'<img loading="lazy" src="{up}_static/pictures/{name}.png" alt="{alt}" width="{width}"'
         f' height="{round(width * high / wide)}">'
     )
 
 
-def output(out, name, folder):
+def output(out, name, folder, up):
     "An output as the site wants it: living where it can be, a file where it is a picture."
     data = out.get("data", {})
     if "image/png" not in data:
         return out
     png, html = "".join(data["image/png"]), "".join(data.get("text/html", ""))
     if "ect-living" not in html:
-        html = picture(png, out["metadata"].get("image/png", {}), name, folder)
+        html = picture(png, out["metadata"].get("image/png", {}), name, folder, up)
     return {"output_type": "display_data", "data": {"text/html": html}, "metadata": {}}
 
 
 def page(path, source, repository):
     "Write the notebook at `path` into the folder `source` of Sphinx."
     nb, kept = read(path), []
-    name = path.relative_to(ROOT / "nbs").with_suffix("").as_posix().replace("/", "_")
+    inside = path.relative_to(ROOT / "nbs").with_suffix("")
+    name, up = "_".join(inside.parts), "../" * (len(inside.parts) - 1)
     for i, cell in enumerate(nb["cells"]):
         text = "".join(cell["source"])
         if cell["cell_type"] == "code":
@@ -127,7 +134,7 @@ def page(path, source, repository):
                 continue
             text = re.sub(r"^#\|.*\n?", "", text, flags=re.M)
             outs = [
-                output(o, f"{name}_{i}_{j}", source / "_static")
+                output(o, f"{name}_{i}_{j}", source / "_static", up)
                 for j, o in enumerate(cell["outputs"])
             ]
             cell["outputs"] = outs
