@@ -3,7 +3,7 @@ PY := .venv/bin/python
 NAMES :=
 ARGS :=
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test tour bench class stick gates notebooks sync lock
+.PHONY: help setup lab test tour site bench class stick gates notebooks sync lock
 
 help:       ## list what make can do
 	@sed -n 's/^\([a-z]*\): .*## /make \1\t/p' Makefile | expand -t 18
@@ -23,6 +23,9 @@ test: setup      ## everything that must pass: gates, notebooks, pytest
 
 tour: setup      ## run 00_sixty_seconds without a browser; table here, pictures and page in out/tour
 	$(PY) tools/run_notebooks.py 00_sixty_seconds --html out/tour --pictures out/tour
+
+site: setup      ## build the site in out/site/html, offline (npm is asked once, for what runs a model in a page)
+	$(PY) tools/website.py $(ARGS)
 
 bench: setup     ## measure the speed of training and sampling on this machine (the CIFAR-10 network too: ARGS=--cifar)
 	$(PY) bench/bench.py $(ARGS)

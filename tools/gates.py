@@ -28,7 +28,8 @@ from pathlib import Path
 
 LAYERS = [
     "exact devices io.files course.needed",
-    "analytic schedules networks course.check show.pictures show.lab io.data io.datasets",
+    "analytic schedules networks course.check show.pictures show.lab show.living io.data"
+    " io.datasets",
     "asking branches wrapping edm2",
     "diffusion losses io.pickles io.published io.consistency_files",
     "consistency sampling objectives io.weights",

@@ -72,13 +72,17 @@ def outputs(nb):
 def strip_widgets(nb, mark=False):
     """Drop what needs a live kernel: views of widgets, and outputs that are nothing else.
 
-    The picture that stands in for a panel stays as a picture; with `mark` its metadata say that it
-    is one."""
+    The picture that stands in for a panel stays as a picture, with the page of a panel that lives
+    without a kernel; with `mark` the metadata of the others say that it is one."""
     for cell in nb.cells:
         for out in cell.get("outputs", []):
             data = out.get("data", {})
             if data.pop(VIEW, None) and set(data) <= {"text/plain"}:
                 data.clear()
+            if "ect-living" in data.get("text/html", ""):
+                data["text/html"] = re.sub(r"<style>.*?</style>", "", data["text/html"], count=1)
+                data["text/html"] = re.sub(r" ect-still-\w+", "", data["text/html"])
+                continue
             if "ect-still" not in data.get("text/html", ""):
                 continue
             del data["text/html"]

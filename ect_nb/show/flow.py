@@ -9,6 +9,7 @@ __all__ = ['Flow', 'natural', 'flow', 'FlowPicture', 'flow_words', 'flow_panel']
 import math
 import torch
 from dataclasses import dataclass
+from .living import living_html
 from ect_nb.show.panels import (
     Shown,
     falling_slider,
@@ -221,6 +222,7 @@ def flow_panel(mixture, models, x=0.6, t=10.0):
     for s in sliders:
         s.observe(shown.guard(move), "value")
     panel.hold = safely(shown.error, _flow_hold(panel, sliders, move), shown.picture)
+    panel.living = _flow_living(mixture, models, *sliders)
     move()
     return panel
 
@@ -235,6 +237,21 @@ def _flow_sliders(x, t):
         w.FloatSlider(value=x, description="x", **place, **half),
         falling_slider(t, 80.0, 0.01, "t", **half),
     )
+
+# %% ../../nbs/inside/flow.ipynb #11f1e101
+def _flow_living(mixture, models, across, level):
+    "The same panel for a page without a kernel, where all models are the ideal denoiser; else ''."
+    if any(f != mixture.denoise for f in models.values()):
+        return ""
+    lists = dict(means=mixture.means, stds=mixture.stds, weights=mixture.weights)
+    about = dict(
+        mixture={name: v.flatten().tolist() for name, v in lists.items()},
+        names=list(models),
+        x=across.value,
+        t=level.value,
+        levels=[float(f"{v:.6g}") for _, v in level.options],
+    )
+    return living_html("flow", about, "A point on the flow, without a kernel")
 
 # %% ../../nbs/inside/flow.ipynb #bd900e16
 def _flow_move(panel, sliders, shown):

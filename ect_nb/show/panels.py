@@ -11,6 +11,7 @@ import asyncio
 import base64
 import html
 import math
+from .living import living_html, stops
 from .pictures import described, draw_png, image_html
 
 # %% ../../nbs/inside/panels.ipynb #719de31b
@@ -21,28 +22,34 @@ def show_panel(panel):
     """Display a panel of this module.
 
     Where no kernel is behind the page (a code host, a print, a notebook opened again) its picture
-    at this moment stands in its place; while the panel lives, the picture is hidden."""
+    at this moment stands in its place, or what it has as `living`, HTML that goes on answering;
+    while the panel lives, both are hidden."""
     from IPython.display import display
 
     enliven(panel)
     picture, alt = panel.still()
     display({VIEW: dict(version_major=2, version_minor=0, model_id=panel.model_id)}, raw=True)
     still = {"image/png": base64.b64encode(picture).decode(), "text/plain": alt}
-    still["text/html"] = still_html(panel.model_id, picture, alt)
+    alive = getattr(panel, "living", "")
+    still["text/html"] = still_html(panel.model_id, picture, alt, alive)
     display(still, raw=True, metadata=described(picture, alt))
 
 # %% ../../nbs/inside/panels.ipynb #83113f31
-def still_html(name, picture, alt):
-    "The picture of the panel `name`; hidden, by its own style, while that panel lives on the page."
+def still_html(name, picture, alt, alive=""):
+    """The picture of the panel `name`; hidden, by its own style, while that panel lives on the
+    page. Where it has an `alive` page, that stands there, and the picture is for print."""
     here = f".ect-still-{name}"
     dead = ".jp-OutputArea-output.jupyter-widgets:not(:has(*))"  # "model not found"
     rules = f"body:has(.ect-live-{name}) {here}, .jp-OutputArea:has({here}) {dead}"
+    shown = f"<style>{rules} {{display: none}}</style>"
+    begin = f'<div class="ect-still ect-still-{name}">'
+    if alive:
+        screen = "@media screen {.ect-print {display: none}}"
+        paper = "@media print {.ect-living {display: none}}"
+        printed = f'<div class="ect-print">{image_html(picture, alt, 800)}</div>'
+        return f"{shown}<style>{screen} {paper}</style>{begin}{alive}{printed}</div>"
     note = "A picture of this panel, as its cell left it. Run the cell again, and it moves."
-    return (
-        f"<style>{rules} {{display: none}}</style>"
-        '<div class="ect-still'
-        f' ect-still-{name}">{image_html(picture, alt, 800)}<p>{note}</p></div>'
-    )
+    return f"{shown}{begin}{image_html(picture, alt, 800)}<p>{note}</p></div>"
 
 # %% ../../nbs/inside/panels.ipynb #364afd6c
 _NAMES = """
@@ -294,12 +301,13 @@ def buttons(tips):
     }
 
 # %% ../../nbs/inside/panels.ipynb #329f7fa3
-def figure_panel(draw, idle=None, **controls):
+def figure_panel(draw, idle=None, lives=None, **controls):
     """`controls` {name: ipywidgets control} over a figure.
 
     `draw(**values)` returns a matplotlib figure (best made with `Figure(...)`) and the sentence
     that says what it shows; `idle(**values)` returns the names of the controls that have no
-    effect there, which are disabled. `panel.values` {name: value} are the present values,
+    effect there, which are disabled; `lives`, (kind, data), names the panel of `living.js` that
+    does the same without a kernel. `panel.values` {name: value} are the present values,
     `panel.controls` the controls. An error in `draw` becomes a sentence, and the picture before it
     stays, dimmed. Show it with `show_panel`."""
     import ipywidgets as w
@@ -314,8 +322,15 @@ def figure_panel(draw, idle=None, **controls):
     move = _figure_move(panel, draw, idle, shown)
     for control in controls.values():
         control.observe(shown.guard(move), "value")
+    panel.living = _figure_living(controls, *lives) if lives else ""
     move()
     return panel
+
+# %% ../../nbs/inside/panels.ipynb #11f1e102
+def _figure_living(controls, kind, data):
+    "The panel `kind` of `living.js` with its `data`, under the same controls."
+    told = data | dict(controls={name: stops(c) for name, c in controls.items()})
+    return living_html(kind, told, f"The panel {kind}, without a kernel")
 
 # %% ../../nbs/inside/panels.ipynb #8f64f201
 def _figure_move(panel, draw, idle, shown):
