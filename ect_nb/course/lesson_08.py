@@ -36,7 +36,7 @@ def _stepped(mix, x, t, r):
     D = mix.denoise(x, t)
     return D + r / t * (x - D), _step_slips(mix.denoise, x, t, r)
 
-
+# %% ../../nbs/inside/checks_08.ipynb #4d427a6e
 @check(
     "At the first order that is CD's teacher; Heun's method asks once more at r and averages both"
     " slopes.",
@@ -92,7 +92,7 @@ def _two_time(a, b, c):
 
     return g
 
-
+# %% ../../nbs/inside/checks_08.ipynb #237b88b5
 @reference
 def _halves(numbers, x, t, m, r):
     "The mean of the two answers that one jump needs, and what slips give."
@@ -196,7 +196,7 @@ def _stable_case(seed):
     t = torch.linspace(0.3, 4, 9)
     return x0, t, t * torch.linspace(0.9, 0.4, 9), torch.randn(9, 1, generator=dice), data
 
-
+# %% ../../nbs/inside/checks_08.ipynb #5668b687
 @check(
     "It trains, too: from a denoiser of some steps, as many steps of your relative came nearer to"
     " the exact map.",

@@ -89,7 +89,7 @@ def _unbiased_near(seed):
     x, mu = _near(seed)
     return (x.mean(0) - mu).square().sum() - x.var(0).sum() / len(x)
 
-
+# %% ../../nbs/inside/checks_measure.ipynb #a6509d67
 @check(
     "Right on average, even below 0 where the truth is 0. The Fréchet distance has such a bias too,"
     " from its covariances, and larger.",
@@ -119,7 +119,7 @@ def _apart(x, y, real):
     far = [frechet_distance(m.mean, m.cov, real.mean, real.cov) for m in (x, y)]
     return far[0] - far[1]
 
-
+# %% ../../nbs/inside/checks_measure.ipynb #5dc04733
 def _differ(told_apart, seed):
     "What is wrong with what it says of two models that differ, or None."
     case = _models(seed, 0.6)

@@ -16,7 +16,7 @@ from pathlib import Path
 # %% ../../nbs/inside/consistency_files.ipynb #c0f17e07
 HEAD = 64  # channels of an attention head: the one thing that no tensor shows
 
-
+# %% ../../nbs/inside/consistency_files.ipynb #62dbf495
 def settings(shapes, head_channels=HEAD):
     """The arguments of diffusers' UNet2DModel for tensors of these names and `shapes`, and n; the
     lowest resolution is taken to be of 8 pixels. LookupError where a tensor is not there."""
@@ -73,7 +73,7 @@ def place(side, i, part, n, attends):
 # %% ../../nbs/inside/consistency_files.ipynb #c0f17e0a
 PART = re.compile(r"(input|output|middle)_blocks?\.(\d+)\.(?:(\d)\.)?(.+)")
 
-
+# %% ../../nbs/inside/consistency_files.ipynb #1e1c8678
 def renamed(tensors, n):
     "The `tensors` under diffusers' names; q, k and v, kept as one, become three."
     found = {}
