@@ -208,10 +208,10 @@ def test_a_snapshot_brings_the_data_and_the_numbers_of_its_run(tmp_path):
     for p in train(small(), pictures, Config(Denoising(), kimg=0.032, batch=16), tmp_path / "run"):
         pass
     for value in (9.0, 7.5):  # the last one counts
-        p.folder.record(metric="FD", value=value, low=7.0, high=9.5, n=100, kimg=0.03)
+        p.folder.record(metric="FD", value=value, low=7.0, high=9.5, n_samples=100, kimg=None)
     (snapshot,) = p.folder.snapshots().values()
     text = (export.to_hub(snapshot, tmp_path / "hub", "MIT") / "README.md").read_text()
-    assert "**Data:** little squares" in text and "FD 7.5 (7 to 9.5) [n 100, kimg 0.03]" in text
+    assert "**Data:** little squares" in text and "FD 7.5 (7 to 9.5) [n_samples 100]" in text
     assert "loss" not in text.partition("**Metrics:**")[2].partition("\n")[0]
 
 

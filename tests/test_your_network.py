@@ -100,10 +100,10 @@ def test_a_unet_is_tuned_killed_continued_drawn_from_and_measured(tmp_path, shap
 
 
 class Latents:
-    "Numbers of 4 channels on a grid of 4 by 6, with labels."
+    "Numbers of 4 channels on a grid, with labels."
 
-    def __init__(self):
-        self.z = torch.randn(80, 4, 4, 6, generator=torch.Generator().manual_seed(1)) / 2
+    def __init__(self, width=4):
+        self.z = torch.randn(80, 4, 4, width, generator=torch.Generator().manual_seed(1)) / 2
         self.labels = torch.arange(80) % 10
 
     def __len__(self):
@@ -143,7 +143,7 @@ def test_a_transformer_on_latents(tmp_path):
     resumed = last(tmp_path / "run")
     assert all(torch.equal(a, b) for a, b in zip(whole.ema.parameters(), resumed.ema.parameters()))
     f = weights.load(list(RunFolder(tmp_path / "run").snapshots().values())[-1])
-    z, labels = torch.randn(3, 4, 4, 6), torch.tensor([0, 4, 9])
+    z, labels = torch.randn(3, 4, 4, 4), torch.tensor([0, 4, 9])
     assert torch.equal(sample(f, z, labels=labels), sample(resumed.ema, z, labels=labels))
     assert not torch.equal(sample(f, z, labels=labels), sample(f, z, labels=labels.flip(0)))
 
@@ -166,7 +166,7 @@ def test_text_embeddings_reach_a_unet(tmp_path):
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )
-    f, texts = wrap(net, "v", DDPM()), Texts()
+    f, texts = wrap(net, "v", DDPM()), Texts(width=6)
     texts.labels = None
     for p in train(f, texts, Config(ECT(c=0.03), kimg=0.064, batch=16, stages=Stages(2))):
         pass

@@ -21,7 +21,10 @@ def settings(shapes, head_channels=HEAD):
     """The arguments of diffusers' UNet2DModel for tensors of these names and `shapes`, and n; the
     lowest resolution is taken to be of 8 pixels. LookupError where a tensor is not there."""
     doubles = ("output_blocks.{}.1.in_layers.0.weight", "output_blocks.{}.2.in_layers.0.weight")
-    last = max(int(k.split(".")[1]) for k in shapes if k.startswith("output_blocks."))
+    outs = [int(k.split(".")[1]) for k in shapes if k.startswith("output_blocks.")]
+    if not outs:
+        raise LookupError("it has no output_blocks")
+    last = max(outs)
     n = next((i for i in range(last + 1) if any(d.format(i) in shapes for d in doubles)), last)
     firsts = range(1, last + 1, n + 1)
     attends = [f"input_blocks.{i}.1.qkv.weight" in shapes for i in firsts]

@@ -265,7 +265,8 @@ def _measured(record):
     "One record in words: metric, value, interval, and what it was taken with."
     low, high = record.get("low"), record.get("high")
     between = f" ({low:.4g} to {high:.4g})" if low is not None and high is not None else ""
-    told = ", ".join(f"{k} {record[k]}" for k in ("features", "n", "nfe", "kimg") if k in record)
+    names = ("features", "n", "n_samples", "nfe", "kimg")
+    told = ", ".join(f"{k} {record[k]}" for k in names if record.get(k) is not None)
     value = record.get("value")
     value = f"{value:.4g}" if isinstance(value, (int, float)) else value
     return f"{record['metric']} {value}{between}" + (f" [{told}]" if told else "")
