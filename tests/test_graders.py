@@ -69,7 +69,7 @@ def test_otter_gives_the_same_by_its_files_of_tests(path):
     assert "Solution</summary>" not in json.dumps(nb) and "otter.Notebook" in nb.cells[1].source
     for e in exercises.exercises(page):
         name = e.check.removeprefix("check_")
-        assert f'grader.check("{name}")' in nb.cells[e.at + 2].source
+        assert f'grader.check("{name}")' in nb.cells[e.at + 3].source  # one cell was added
         exec(tests[name], said := {})
         cases = said["test"]["suites"][0]["cases"]
         assert sum(c["points"] for c in cases) == said["test"]["points"] == e.stars

@@ -104,14 +104,27 @@ def test_from_a_stick_one_command_and_a_failure_is_a_sentence(asked, tmp_path, m
         students.make(tmp_path / "w")
 
 
-def test_a_stick_takes_torch_for_linux_from_that_place_and_the_rest_from_pip(asked, tmp_path):
+def test_a_stick_takes_torch_for_linux_from_that_place_and_the_rest_from_pip(
+    asked, tmp_path, monkeypatch
+):
     (tmp_path / "torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl").write_bytes(b"")
-    os.environ["ECT_NB_TORCH"] = "https://x/cpu"
+    monkeypatch.setenv("ECT_NB_TORCH", "https://x/cpu")
+    told = []
+
+    def run(command, **k):
+        told.append(command)
+        return subprocess.CompletedProcess(command, 0, stdout="numpy==2.0\ntorch==2.13.0+cpu\n")
+
+    monkeypatch.setattr(students.subprocess, "run", run)
     assert students.gather(tmp_path, "linux", "3.11") and students.gather(tmp_path, "macos", "3.11")
-    first, rest, mac = asked
-    assert first[-3:] == ["--index-url", "https://x/cpu", "torch>=2.6"] and "--no-deps" in first
-    assert "torch==2.13.0+cpu" in rest and "--index-url" not in rest + mac
-    del os.environ["ECT_NB_TORCH"]
+    downloads = [c for c in asked if "download" in c]
+    first, rest, mac = downloads
+    assert first[-3:] == ["--index-url", "https://x/cpu", "torch>=2.6"]
+    assert "numpy==2.0" in rest and "torch==2.13.0+cpu" not in rest and "--index-url" not in rest
+    assert "torch==2.13.0+cpu" in mac and "macosx_11_0_arm64" in mac
+    assert all("--no-deps" in c for c in downloads)
+    assert "x86_64-manylinux_2_28" in told[0] and "macos" in told[1]
+    assert (tmp_path / "torch.txt").read_text() == "torch==2.13.0+cpu\n"
 
 
 def test_uv_is_asked_where_the_builds_without_cuda_lie(asked, monkeypatch):

@@ -42,6 +42,7 @@ SYSTEMS = {
     "windows": ["win_amd64"],
     "macos": ["macosx_14_0_arm64", "macosx_12_0_arm64", "macosx_11_0_arm64"],
 }
+CHOSEN = {"linux": "x86_64-manylinux_2_28", "windows": "windows", "macos": "macos"}
 LEAST, MOST = (3, 11), (3, 14)
 
 
@@ -158,19 +159,37 @@ def cpu_place():
         return next(iter(re.findall(r"# from (\S+)", said)), None)
 
 
+def pins(system, version, *more):
+    """The packages of a system and Python, one exact version a line: pip would ask the machine it
+    runs on which it needs, and uv asks the one they are for."""
+    uv = uv_of(sys.executable) or stop("choosing wheels for other systems needs uv: pip install uv")
+    command = [*uv, "pip", "compile", "-", "--quiet", "--no-header", "--no-annotate", *more]
+    command += ["--python-platform", CHOSEN[system], "--python-version", version]
+    command += ["--only-binary", ":all:"]
+    done = subprocess.run(command, input="\n".join(NEEDS), stdout=subprocess.PIPE, text=True)
+    return done.stdout.split()
+
+
 def gather(folder, system, version):
     "Download the wheels of one system and Python into `folder`; True if all are there."
     where = [part for p in SYSTEMS[system] for part in ("--platform", p)]
     command = [sys.executable, "-m", "pip", "download", "--only-binary=:all:", "-d", str(folder)]
-    command += [*where, "--python-version", version, "--implementation", "cp"]
-    needs = list(NEEDS)
+    command += [*where, "--python-version", version, "--implementation", "cp", "--no-deps"]
+    more = []
     if system == "linux":
         place = cpu_place()
-        if not place or subprocess.call([*command, "--no-deps", *place_of(place), TORCH]):
+        if not place or subprocess.call([*command, *place_of(place), TORCH]):
             return False
-        needs += ["torch==" + torch_in(folder)]
-        command += ["--find-links", str(folder)]
-    return subprocess.call([*command, *needs]) == 0
+        more = ["--find-links", str(folder), "--constraint", str(only(folder))]
+    chosen = [pin for pin in pins(system, version, *more) if not more or pin[:7] != "torch=="]
+    return bool(chosen) and subprocess.call([*command, *chosen]) == 0
+
+
+def only(folder):
+    "A file that says which torch the folder has."
+    file = Path(folder) / "torch.txt"
+    file.write_text("torch==" + torch_in(folder) + "\n", encoding="utf-8")
+    return file
 
 
 def torch_in(folder):
