@@ -32,7 +32,7 @@ LAYERS = [
     "asking branches wrapping edm2",
     "diffusion losses io.pickles io.published",
     "consistency sampling objectives io.weights",
-    "family training.runs training.processes training.muon training.logs io.export",
+    "edit family training.runs training.processes training.muon training.logs io.export",
     "training.speed",
     "training.config",
     "training.loop",
