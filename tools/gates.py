@@ -33,7 +33,7 @@ LAYERS = [
     "asking branches wrapping edm2",
     "diffusion losses io.pickles io.published io.consistency_files",
     "consistency sampling objectives io.weights",
-    "family training.runs training.processes training.muon training.logs io.export",
+    "edit family training.runs training.processes training.muon training.logs io.export",
     "training.speed",
     "training.config",
     "training.loop",
