@@ -122,7 +122,7 @@ TARGETS = dict(
 )
 OTHER_NAMES = dict(eps="epsilon", v_prediction="v", sample="x0", flow_prediction="flow")
 
-
+# %% ../nbs/workshop/your_network.ipynb #424de8b4
 def _v(t, schedule):
     "(a, b) of v, where the data have the standard deviation 1 after division by sigma_data."
     d, alpha = getattr(schedule, "sigma_data", 1.0), schedule.alpha(t)
@@ -265,7 +265,7 @@ def of_scheduler(config):
 # %% ../nbs/workshop/your_network.ipynb #bdef8ef3
 SCHEDULES = dict(DDPM=DDPM, Cosine=Cosine, EDM=EDM, RectifiedFlow=RectifiedFlow)
 
-
+# %% ../nbs/workshop/your_network.ipynb #d76298ab
 def described(net):
     "What makes a network of diffusers like `net`, as plain data for `made`; None for any other."
     kind, config = type(net), getattr(net, "config", None)
