@@ -111,7 +111,8 @@ def evaluate(path, seed=None, n=1000, against=None):
             raise ValueError(f"it spent {spent:g} and {more:g} evaluations a sample")
         found = [metrics.distance(features(eye, x), target) for x in (one, few)]
     except (ValueError, OSError, RuntimeError, TypeError, KeyError) as error:
-        return Entry(Path(path).stem[:60], error=" ".join(str(error).split())[:300])
+        said = " ".join(str(error).replace(str(path), Path(path).name).split())
+        return Entry(Path(path).stem[:60], error=said[:300])
     count = sum(p.numel() for p in model.parameters())
     took = time.perf_counter() - began
     return Entry(Path(path).stem[:60], count, len(times), *found, took)
