@@ -55,8 +55,8 @@ def bad_files(tmp_path):
         many: "at most four",
         wide: "the cap is 2,000,000",
         nan: "NaN",
-        text: ".",
-        cut: ".",
+        text: "no numbers",
+        cut: "",
         late: "fall",
         pickle: "no safetensors",
     }

@@ -70,6 +70,9 @@ def taken(path):
     if count > CAP:
         raise ValueError(f"{path.name} has {count:,} parameters, and the cap is {CAP:,}")
     asked = weights.header(path)["provenance"].get("times") or [80.0, 0.8]
+    asked = asked if isinstance(asked, list) else [asked]
+    if not all(type(t) in (int, float) for t in asked):
+        raise ValueError(f"{path.name} has noise levels that are no numbers")
     times = falling(torch.as_tensor(asked, dtype=torch.float64).flatten()[:64])
     if len(times) > MOST_STEPS:
         raise ValueError(f"{path.name} asks for {len(times)} evaluations; at most four are allowed")
