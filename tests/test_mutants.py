@@ -15,6 +15,8 @@ from test_exercises import ALL, names
 
 OPEN = {
     "check_recipe": "a recipe is judged by the error it reaches, whatever its settings",
+    "check_schedule": "another schedule that keeps the conditions is as right",
+    "check_fitting_weight": "a weight is right up to a constant, and some mutants are just that",
     "check_sharper": "another measure of sharpness may be as good, and another width of interval",
     "check_told_apart": "the method is free: a somewhat wider interval keeps its word too",
     "check_gain": "an interval up to twice as wide is taken",

@@ -70,6 +70,9 @@ def taken(path):
     if count > CAP:
         raise ValueError(f"{path.name} has {count:,} parameters, and the cap is {CAP:,}")
     asked = weights.header(path)["provenance"].get("times") or [80.0, 0.8]
+    asked = asked if isinstance(asked, list) else [asked]
+    if not all(type(t) in (int, float) for t in asked):
+        raise ValueError(f"{path.name} has noise levels that are no numbers")
     times = falling(torch.as_tensor(asked, dtype=torch.float64).flatten()[:64])
     if len(times) > MOST_STEPS:
         raise ValueError(f"{path.name} asks for {len(times)} evaluations; at most four are allowed")
@@ -111,7 +114,8 @@ def evaluate(path, seed=None, n=1000, against=None):
             raise ValueError(f"it spent {spent:g} and {more:g} evaluations a sample")
         found = [metrics.distance(features(eye, x), target) for x in (one, few)]
     except (ValueError, OSError, RuntimeError, TypeError, KeyError) as error:
-        return Entry(Path(path).stem[:60], error=" ".join(str(error).split())[:300])
+        said = " ".join(str(error).replace(str(path), Path(path).name).split())
+        return Entry(Path(path).stem[:60], error=said[:300])
     count = sum(p.numel() for p in model.parameters())
     took = time.perf_counter() - began
     return Entry(Path(path).stem[:60], count, len(times), *found, took)
