@@ -30,7 +30,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from test_browser import chromium
 
-pytestmark = pytest.mark.xdist_group("site")
+pytestmark = [
+    pytest.mark.xdist_group("site"),
+    pytest.mark.filterwarnings("ignore:.*Check CHANGES for Sphinx"),
+]
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "out" / "site" / "seen"
 KEPT = ROOT / "out" / "site" / "npm"
