@@ -188,6 +188,12 @@ def test_links_lead_on_the_site_or_to_the_repository(link, page, leads):
     assert website.outside(link, ROOT / page, "REPO") == leads
 
 
+def test_names_in_docstrings_are_code_and_stars_are_stars():
+    lines = ["What `Setting`s of `a_b*c` say, x* of `two", "words`."]
+    website.docstring(None, "function", "f", None, None, lines)
+    assert lines == ["What ``Setting``\\ s of ``a_b*c`` say, x\\* of ``two words``."]
+
+
 def test_without_npm_the_site_says_what_it_lacks(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(website.shutil, "which", lambda name: None)
     assert website.fetched("nothing@1", "dist", ["a.js"], tmp_path / "npm") is None
