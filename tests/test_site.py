@@ -30,7 +30,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from test_browser import chromium
 
-pytestmark = pytest.mark.xdist_group("site")
+pytestmark = [
+    pytest.mark.xdist_group("site"),
+    pytest.mark.filterwarnings("ignore:.*Check CHANGES for Sphinx"),
+]
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "out" / "site" / "seen"
 KEPT = ROOT / "out" / "site" / "npm"
@@ -183,6 +186,12 @@ def test_the_pages_of_a_house_stand_in_the_order_of_next():
 )
 def test_links_lead_on_the_site_or_to_the_repository(link, page, leads):
     assert website.outside(link, ROOT / page, "REPO") == leads
+
+
+def test_names_in_docstrings_are_code_and_stars_are_stars():
+    lines = ["What `Setting`s of `a_b*c` say, x* of `two", "words`."]
+    website.docstring(None, "function", "f", None, None, lines)
+    assert lines == ["What ``Setting``\\ s of ``a_b*c`` say, x\\* of ``two words``."]
 
 
 def test_without_npm_the_site_says_what_it_lacks(tmp_path, monkeypatch, capsys):

@@ -49,9 +49,8 @@ def slug(title):
 
 def docstring(app, what, name, thing, options, lines):
     "Docstrings are plain English with `names`; in reStructuredText names take two backticks."
-    text = re.sub(
-        r"(?<!`)`([^`]+)`(?!`)", lambda m: f"``{' '.join(m[1].split())}``", "\n".join(lines)
-    )
+    named = lambda m: f"``{' '.join(m[1].split())}``" + "\\ " * bool(m[2])  # `Setting`s
+    text = re.sub(r"(?<!`)`([^`]+)`(?!`)(?=(\w?))", named, "\n".join(lines))
     parts = re.split(r"(``[^`]+``)", text)
     parts[::2] = [re.sub(r"([*|]|_(?=\W|$))", r"\\\1", part) for part in parts[::2]]
     lines[:] = "".join(parts).split("\n")
