@@ -36,7 +36,7 @@ def settings(shapes, head_channels=HEAD):
     made |= dict(in_channels=shapes["input_blocks.0.0.weight"][1])
     made |= dict(out_channels=shapes["out.2.weight"][0])
     made |= dict(num_class_embeds=shapes.get("label_emb.weight", [None])[0])
-    resnet = dict(downsample_type="resnet", upsample_type="resnet")
+    resnet = dict(downsample_type="resnet", upsample_type="resnet", attn_norm_num_groups=32)
     return made | resnet | dict(resnet_time_scale_shift="scale_shift"), n
 
 # %% ../../nbs/inside/consistency_files.ipynb #c0f17e08
