@@ -30,7 +30,7 @@ LAYERS = [
     "exact devices io.files course.needed",
     "analytic schedules networks course.check show.pictures show.lab io.data io.datasets",
     "asking branches wrapping edm2",
-    "diffusion losses io.pickles io.published io.consistency_files",
+    "diffusion losses io.pickles io.published",
     "consistency sampling objectives io.weights",
     "family training.runs training.processes training.muon training.logs io.export",
     "training.speed",
