@@ -212,7 +212,8 @@ def fetched(package, inside, names, into):
         return None
     with tempfile.TemporaryDirectory() as folder:
         quiet = ["--no-audit", "--no-fund", "--ignore-scripts", "--silent", "--prefix", folder]
-        done = subprocess.run([npm, "install", *quiet, package], capture_output=True)
+        soon = ["--fetch-retries=1", "--fetch-timeout=60000"]
+        done = subprocess.run([npm, "install", *quiet, *soon, package], capture_output=True)
         have = Path(folder) / "node_modules" / package.split("@")[0] / inside
         if done.returncode or not all((have / name).exists() for name in names):
             return None
