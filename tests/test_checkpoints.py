@@ -1018,7 +1018,8 @@ def test_a_teacher_not_at_hand_is_named_with_command_size_and_licence(places):
     for name in weights.TEACHERS:
         with pytest.raises(FileNotFoundError) as error:
             weights.teacher(name)
-        one_sentence(error, f"python -m ect_nb teacher {name}", "223 MB", "CC BY-NC-SA 4.0")
+        size = "560 MB" if name.startswith("edm2") else "223 MB"
+        one_sentence(error, f"python -m ect_nb teacher {name}", size, "CC BY-NC-SA 4.0")
     with pytest.raises(ValueError, match="no teacher is called 'edm2'.*" + NAME):
         weights.teacher("edm2")
 

@@ -273,7 +273,8 @@ def of_the_room(words, tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(b"")
     asked = []
     monkeypatch.setattr(grade, "grade", lambda *a: asked.append(a[0]) or [])
-    monkeypatch.setattr(contest, "reference", lambda: None)
+    monkeypatch.setattr(contest, "reference", lambda *a: None)
+    monkeypatch.setattr(contest, "references", lambda path, *a: asked.append(path) or [])
     monkeypatch.setattr(
         contest, "evaluate", lambda path, *a: asked.append(path) or contest.Entry(path.stem)
     )
