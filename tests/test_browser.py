@@ -741,7 +741,9 @@ def test_explorer(page):
 
 
 def assert_curves(page, run, of=EXPLORER):
-    "Wait until the curves of a run are drawn: a line with all its points for each budget."
+    """Wait until the curves of a run are drawn, which they are where one looks: a line with all its
+    points for each budget."""
+    cell(page, of).locator(".ect-readout").last.scroll_into_view_if_needed()
     lines = lambda: [
         t.locator("path.point").count()
         for t in panel(page, of).locator(".scatterlayer .trace").all()
