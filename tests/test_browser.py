@@ -1,5 +1,6 @@
 """The panels of `explore` in a real JupyterLab in a real Chromium, worked by keyboard and mouse as
-a reader does.
+a reader does; one page, worked by all of them in order, so that make test keeps a file to one
+worker.
 
 Without Chromium these tests are skipped; with ECT_NB_BROWSER=required, as .ci/run sets it, they
 fail instead. Screenshots go to out/browser."""
@@ -35,7 +36,6 @@ from ect_nb.show.tradeoff import (
 from nbformat.v4 import new_code_cell, new_notebook
 from pathlib import Path
 
-pytestmark = pytest.mark.xdist_group("browser")  # one page, worked by all of them in order
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "out" / "browser"
 WAIT = 240  # seconds at most for any one thing; every wait ends when the thing is there
@@ -741,9 +741,7 @@ def test_explorer(page):
 
 
 def assert_curves(page, run, of=EXPLORER):
-    """Wait until the curves of a run are drawn, which they are where one looks: a line with all its
-    points for each budget."""
-    cell(page, of).locator(".ect-readout").last.scroll_into_view_if_needed()
+    "Wait until the curves of a run are drawn: a line with all its points for each budget."
     lines = lambda: [
         t.locator("path.point").count()
         for t in panel(page, of).locator(".scatterlayer .trace").all()
@@ -1207,10 +1205,7 @@ def test_restart_and_the_notebook_opened_later(page):
         assert len(still.get_by_role("img").get_attribute("alt")) > 20
     page.screenshot(path=PICTURES / "opened-later.png")
     assert not page.get_by_text("Error displaying widget").locator("visible=true").count()
-    assert not cell(page, FLOW).locator(".ect-readout").count()
-    cell(page, FLOW).locator(".cm-content").click()
-    page.keyboard.press("Shift+Enter")  # a fresh kernel may give the number that the file has
-    cell(page, FLOW).locator(".ect-readout").first.wait_for()
+    run_cell(page, FLOW)
     press(page, "x", "Home")
     press(page, "t", "Home")
     says(page, -2.4, 80)
