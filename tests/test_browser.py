@@ -1,6 +1,6 @@
 """The panels of `explore` in a real JupyterLab in a real Chromium, worked by keyboard and mouse as
-a reader does; one page, worked by all of them in order, so that make test keeps a file to one
-worker.
+a reader does; one page, worked by all of them in order. make test runs them last and alone: where
+other tests keep the kernel busy, JupyterLab gives up after four seconds on panels it would restore.
 
 Without Chromium these tests are skipped; with ECT_NB_BROWSER=required, as .ci/run sets it, they
 fail instead. Screenshots go to out/browser."""
