@@ -1,5 +1,6 @@
 """The panels of `explore` in a real JupyterLab in a real Chromium, worked by keyboard and mouse as
-a reader does.
+a reader does; one page, worked by all of them in order. make test runs them last and alone: where
+other tests keep the kernel busy, JupyterLab gives up after four seconds on panels it would restore.
 
 Without Chromium these tests are skipped; with ECT_NB_BROWSER=required, as .ci/run sets it, they
 fail instead. Screenshots go to out/browser."""
@@ -35,7 +36,6 @@ from ect_nb.show.tradeoff import (
 from nbformat.v4 import new_code_cell, new_notebook
 from pathlib import Path
 
-pytestmark = pytest.mark.xdist_group("browser")  # one page, worked by all of them in order
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "out" / "browser"
 WAIT = 240  # seconds at most for any one thing; every wait ends when the thing is there
