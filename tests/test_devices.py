@@ -67,7 +67,7 @@ def test_a_device_that_is_not_here_costs_one_sentence(no_gpu, monkeypatch, name)
 
 
 def test_a_gpu_too_many(two_gpus):
-    with pytest.raises(ValueError, match="choose cuda or"):
+    with pytest.raises(ValueError, match="choose device=.cuda. or"):
         devices.device("cuda:2")
 
 

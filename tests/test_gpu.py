@@ -15,7 +15,6 @@ ROOT = Path(__file__).resolve().parent.parent
 ENV = os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", ECT_NB_DEVICE="cpu")
 ENV = {k: v for k, v in ENV.items() if k != "ECT_NB_INCEPTION"}
 MOST = 16_000_000
-pytestmark = pytest.mark.xdist_group("gpu")  # what one of them leaves behind the next goes on with
 
 
 @pytest.fixture(scope="module")

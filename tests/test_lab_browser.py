@@ -18,7 +18,6 @@ from pathlib import Path
 from test_browser import address, chromium, free_port, furnish, stop
 from test_lab import ASK, CASES, agree, dice, torch_step
 
-pytestmark = pytest.mark.xdist_group("browser")
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "out" / "browser" / "lab"
 WAIT = 240  # seconds at most for any one thing

@@ -30,10 +30,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from test_browser import chromium
 
-pytestmark = [
-    pytest.mark.xdist_group("site"),
-    pytest.mark.filterwarnings("ignore:.*Check CHANGES for Sphinx"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*Check CHANGES for Sphinx")
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "out" / "site" / "seen"
 KEPT = ROOT / "out" / "site" / "npm"

@@ -178,7 +178,7 @@ def lock(root):
     "requirements.lock has names, versions and markers only, and fits pyproject.toml"
     pins = {}
     for line in (root / "requirements.lock").read_text(encoding="utf-8").splitlines():
-        m = re.fullmatch(r"([\w.-]+)==([\w.]+)( ; [\w.<>=!' ()]+)?", line)
+        m = re.fullmatch(r"([\w.-]+)==([\w.]+)( ; [\w.<>=!*' ()]+)?", line)
         if m:
             pins.setdefault(re.sub(r"[-_.]+", "-", m[1]).lower(), []).append(m[2])
         else:

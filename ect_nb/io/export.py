@@ -179,6 +179,7 @@ def to_hub(path, folder, licence=None, datasets=(), metrics=()):
     about, folder = weights.header(path), Path(folder)
     if about["model"] is None:
         raise ValueError(f"{path} does not say how its network is built: save it with weights.save")
+    about["shape"] = about["shape"] or shape_of(path, weights.load(path))
     origin = about["provenance"].get("origin") or about["provenance"]
     licence = licence or origin.get("licence")
     if not licence:
