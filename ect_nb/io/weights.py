@@ -290,6 +290,15 @@ def load(path, into=None, device=None):
     _remember(model, _read_header(meta, path)["provenance"])
     return model.eval().to(device) if device else model.eval()
 
+# %% ../../nbs/inside/weights.ipynb #0a8ee565
+def _remember(model, provenance):
+    "Let `model` know the licence it came with, so that what is made of it inherits that."
+    origin = provenance.get("origin") or {
+        k: provenance[k] for k in ("source", "licence") if provenance.get(k)
+    }
+    if isinstance(origin, dict) and origin:
+        model.origin = origin
+
 # %% ../../nbs/inside/weights.ipynb #66fa9321
 def _believable(description, tensors, path):
     "Refuse a description of more blocks than the file has tensors, before they are built."
@@ -655,15 +664,6 @@ def _one_file(folder):
             " save them with save_pretrained(…, safe_serialization=True) and a large max_shard_size"
         )
     return whole
-
-# %% ../../nbs/inside/weights.ipynb #0a8ee565
-def _remember(model, provenance):
-    "Let `model` know the licence it came with, so that what is made of it inherits that."
-    origin = provenance.get("origin") or {
-        k: provenance[k] for k in ("source", "licence") if provenance.get(k)
-    }
-    if isinstance(origin, dict) and origin:
-        model.origin = origin
 
 # %% ../../nbs/inside/weights.ipynb #5a0861a6
 LICENCE = "CC BY-NC-SA 4.0"
