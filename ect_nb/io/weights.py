@@ -573,6 +573,9 @@ def _dropout(net):
         given = next((r.state["dropout"] for r in layers if "dropout" in r.state), 0.0)
     return float(given) if isinstance(given, (int, float)) and 0 <= given < 1 else 0.0
 
+# %% ../../nbs/inside/weights.ipynb #5ca1ab07
+LICENCE = "CC BY-NC-SA 4.0"  # of all that NVIDIA released with EDM and EDM2
+
 # %% ../../nbs/inside/weights.ipynb #735f7a40
 def load_edm(path, sigma_min=None, device=None, augment=False):
     """The model in the pickle `path` of EDM, EDM2 or ECT: a `Precond` in evaluation mode, float32,
@@ -666,7 +669,6 @@ def _one_file(folder):
     return whole
 
 # %% ../../nbs/inside/weights.ipynb #5a0861a6
-LICENCE = "CC BY-NC-SA 4.0"
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 _EDM2 = "https://nvlabs-fi-cdn.nvidia.com/edm2/posthoc-reconstructions/"
 TEACHERS = {
