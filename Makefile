@@ -3,7 +3,7 @@ PY := .venv/bin/python
 NAMES :=
 ARGS :=
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test tour site bench class stick gates notebooks sync lock
+.PHONY: help setup lab test thorough tour site bench class stick gates notebooks sync lock
 
 help:       ## list what make can do
 	@sed -n 's/^\([a-z]*\): .*## /make \1\t/p' Makefile | expand -t 18
@@ -21,6 +21,10 @@ test: setup      ## everything that must pass: gates, notebooks, pytest
 	OMP_NUM_THREADS=1 .venv/bin/nbdev-test --n-workers 2
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/test_browser.py $(ARGS)
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/test_browser.py $(ARGS) || [ $$? -eq 5 ]
+
+thorough: setup  ## make test, and then the tests that are marked slow
+	@$(MAKE) --no-print-directory test
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow $(ARGS)
 
 tour: setup      ## run 00_sixty_seconds without a browser; table here, pictures and page in out/tour
 	$(PY) tools/run_notebooks.py 00_sixty_seconds --html out/tour --pictures out/tour
