@@ -1,6 +1,7 @@
 """Files of OpenAI's consistency models: a second implementation of their U-Net, from the papers,
 with their tensor names, says the same as what is read."""
 
+import functools
 import math
 import pickle
 import pytest
@@ -19,16 +20,17 @@ pytestmark = pytest.mark.skipif(
 HEAD = 8
 
 
-class Res(nn.Module):
-    "Dhariwal & Nichol's residual block; `how`: half or double the sides."
+class ResBlock(nn.Module):
+    """Dhariwal & Nichol's residual block; `how`: half or double the sides; `scaled`: time gives a
+    scale and a shift, else a shift alone."""
 
-    def __init__(self, cin, cout, emb, how=None):
+    def __init__(self, cin, cout, emb, how=None, scaled=True):
         super().__init__()
-        self.how = how
+        self.how, self.scaled = how, scaled
         self.in_layers = nn.Sequential(
             nn.GroupNorm(32, cin), nn.SiLU(), nn.Conv2d(cin, cout, 3, padding=1)
         )
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, 2 * cout))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, (1 + scaled) * cout))
         self.out_layers = nn.Sequential(
             nn.GroupNorm(32, cout), nn.SiLU(), nn.Dropout(0), nn.Conv2d(cout, cout, 3, padding=1)
         )
@@ -41,9 +43,13 @@ class Res(nn.Module):
 
     def forward(self, x, emb):
         h = self.in_layers[2](self.sized(self.in_layers[:2](x)))
-        scale, shift = self.emb_layers(emb)[:, :, None, None].chunk(2, 1)
-        h = self.out_layers[0](h) * (1 + scale) + shift
-        return self.skip_connection(self.sized(x)) + self.out_layers[1:](h)
+        told = self.emb_layers(emb)[:, :, None, None]
+        if self.scaled:
+            scale, shift = told.chunk(2, 1)
+            h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
+        else:
+            h = self.out_layers(h + told)
+        return self.skip_connection(self.sized(x)) + h
 
 
 class Attention(nn.Module):
@@ -61,8 +67,11 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    def __init__(self, width=32, mult=(1, 2, 2), n=2, attention=(4,), res=16, classes=5):
+    def __init__(
+        self, width=32, mult=(1, 2, 2), n=2, attention=(4,), res=16, classes=5, scaled=True
+    ):
         super().__init__()
+        Res = functools.partial(ResBlock, scaled=scaled)
         emb, self.width = 4 * width, width
         self.time_embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
         if classes:
@@ -127,7 +136,11 @@ def written(path, **kw):
     return net
 
 
-CASES = [dict(), dict(mult=(1, 2), n=1, attention=(16, 8)), dict(mult=(1,), n=2, classes=0)]
+CASES = [
+    dict(),
+    dict(mult=(1, 2), n=1, attention=(16, 8)),
+    dict(mult=(1,), n=2, classes=0, scaled=False),
+]
 
 
 @pytest.mark.parametrize("kw", CASES, ids=str)
@@ -148,6 +161,16 @@ def test_the_file_is_read_and_says_the_same(tmp_path, kw):
     z = torch.randn(2, 3, 16, 16)
     told = dict(labels=torch.tensor([1, 3])) if classes else {}
     assert sample(f, z, (80.0, 2.0), **told).isfinite().all()
+
+
+def test_an_attention_of_either_convolution(tmp_path):
+    "Kernels of one side or of two say the same."
+    net, path = written(tmp_path / "cm.pt", mult=(1,), n=1, attention=(16,)), tmp_path / "two.pt"
+    wide = {k: v[..., None] if v.ndim == 3 else v for k, v in net.state_dict().items()}
+    torch.save(wide, path)
+    a, b = (load_consistency(p, head_channels=HEAD) for p in (tmp_path / "cm.pt", path))
+    x, t, labels = torch.randn(2, 3, 8, 8), torch.ones(2), torch.tensor([1, 2])
+    assert torch.equal(a(x, t, labels), b(x, t, labels))
 
 
 def test_any_file_by_its_ending(tmp_path):

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
     find_spec("diffusers") is None, reason='diffusers is missing: pip install "ect_nb[diffusers]"'
 )
 TUNE = Config(ECT(c=0.03), kimg=0.32, batch=16, lr=1e-3, stages=Stages(2), state_seconds=0.01)
-CASES = [((1, 28, 28), 0), ((3, 32, 32), 0), ((1, 28, 28), 10), ((3, 32, 32), 10)]
+EYE = random_features(3, 8)
 
 
 def unet(shape, classes, dropout=0.1):
@@ -49,6 +49,26 @@ def unet(shape, classes, dropout=0.1):
     return wrap(net, schedule=DDPMScheduler())
 
 
+def text_unet():
+    "One that listens to texts, in the language of v."
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    net = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    return wrap(net, "v", DDPM())
+
+
 def pictures(shape, classes):
     g = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (80, *shape), generator=g, dtype=torch.uint8)
@@ -56,54 +76,129 @@ def pictures(shape, classes):
     return data.Pictures(images, labels, [str(i) for i in range(classes)])
 
 
-def tune(folder, shape, classes, pause=0.0):
-    for p in train(unet(shape, classes), pictures(shape, classes), TUNE, folder):
+def texts():
+    "Pictures of 8 x 8, each with a text of five words, a word being eight numbers."
+    found = pictures((3, 8, 8), 0)
+    words = torch.randn(80, 5, 8, generator=torch.Generator().manual_seed(2))
+    found.conditions = dict(encoder_hidden_states=words)
+    return found
+
+
+RUNS = dict(
+    classes=lambda: (unet((3, 32, 32), 10), pictures((3, 32, 32), 10)),
+    plain=lambda: (unet((1, 28, 28), 0), pictures((1, 28, 28), 0)),
+    text=lambda: (text_unet(), texts()),
+)
+
+
+def tune(name, folder, stop=None, pause=0.0):
+    for p in train(*RUNS[name](), TUNE, folder):
         time.sleep(pause)
+        if p.step == stop:
+            break
     return p
 
 
-def killed(folder, shape, classes):
-    "Tune in a process of its own, which is killed after some steps."
-    code = f"import test_your_network as t; t.tune({str(folder)!r}, {shape}, {classes}, 0.2)"
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    child = subprocess.Popen([sys.executable, "-c", code], env=os.environ | dict(PYTHONPATH=path))
-    while not list(folder.glob("state/step-*")) and child.poll() is None:
-        time.sleep(0.02)
-    time.sleep(0.5)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
+def begin(home):
+    "Two runs, each in a process of its own, that nobody ends."
+    for name in ("classes", "text"):
+        if not os.fork():
+            print(name, os.getpid(), flush=True)
+            tune(name, Path(home) / name, pause=60 / 20)
+            os._exit(1)
+    for _ in range(2):
+        print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="kills with SIGKILL")
-@pytest.mark.parametrize("shape, classes", CASES, ids=str)
-def test_a_unet_is_tuned_killed_continued_drawn_from_and_measured(tmp_path, shape, classes):
-    whole, run = tune(tmp_path / "whole", shape, classes), tmp_path / "run"
-    killed(run, shape, classes)
-    assert not (run / "snapshots").exists() or not list((run / "snapshots").iterdir())
-    resumed = tune(run, shape, classes)
-    assert all(torch.equal(a, b) for a, b in zip(whole.ema.parameters(), resumed.ema.parameters()))
-    (snapshot,) = RunFolder(run).snapshots().values()
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    "The folder with the two runs, each killed by SIGKILL after some steps."
+    home = tmp_path_factory.mktemp("killed")
+    code = f"import test_your_network as t; t.begin({str(home)!r})"
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True
+    )
+    for _ in range(2):
+        name, number = child.stdout.readline().split()
+        while not list((home / name).glob("state/step-*")) and child.poll() is None:
+            time.sleep(0.02)
+        os.kill(int(number), signal.SIGKILL)
+    assert child.communicate()[0].split() == [str(-signal.SIGKILL)] * 2
+    return home
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def ended(name, tmp_path, home=None):
+    "The run from end to end, and from where it was killed or broken off: what its file holds."
+    folder, whole = (home or tmp_path) / name, tune(name, tmp_path / "whole")
+    if home is None:
+        tune(name, folder, stop=7)
+    assert not list(folder.glob("snapshots/*"))
+    resumed = tune(name, folder)
+    assert same(whole.ema, resumed.ema) and same(whole.model, resumed.model)
+    (snapshot,) = RunFolder(folder).snapshots().values()
     f = weights.load(snapshot)
+    assert same(f, resumed.ema) and not same(f, RUNS[name]()[0])
+    return f
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks and kills with SIGKILL")
+@pytest.mark.parametrize("name", ["classes", "plain"])
+def test_a_unet_is_tuned_killed_continued_drawn_from_and_measured(tmp_path, name, request):
+    f = ended(name, tmp_path, request.getfixturevalue("killed") if name == "classes" else None)
+    seen = RUNS[name]()[1]
+    classes = 10 * (name == "classes")
     assert classes_of(f) == classes and f.parametrisation == "epsilon"
-    z, labels = torch.randn(4, *shape), torch.tensor([0, 1, 2, 9]) if classes else None
+    z, labels = torch.randn(4, *seen.images.shape[1:]), torch.tensor([0, 1, 2, 9])
     told = dict(labels=labels) if classes else {}
-    for draw in (lambda f: sample(f, z, **told), lambda f: heun(f, z, karras_times(4), **told)):
-        assert torch.equal(draw(f), draw(resumed.ema)) and draw(f).shape == z.shape
+    for draw in (lambda **kw: sample(f, z, **kw), lambda **kw: heun(f, z, karras_times(4), **kw)):
+        assert draw(**told).shape == z.shape and draw(**told).isfinite().all()
+        if classes:
+            assert not torch.equal(draw(**told), draw(labels=labels.flip(0)))
     if classes:
-        assert not torch.equal(sample(f, z, labels=labels), sample(f, z, labels=labels.flip(0)))
-    eye = random_features(shape[0], 8)
-    record = measure(f, pictures(shape, classes), eye, (80.0, 1.0), n=60, batch=30, groups=5)
-    assert record["low"] <= record["value"] <= record["high"] and record["nfe"] == 2
-    found = measures(f, pictures(shape, classes), [eye], (80.0, 1.0), n=60, batch=30, groups=5)
-    assert [r["metric"] for r in found] == ["FD", "KID"]
-    assert abs(found[0]["value"] / record["value"] - 1) < 1e-5  # the same drawing
+        record = measure(f, seen, EYE, (80.0, 1.0), n=60, batch=30, groups=5)
+        assert record["low"] <= record["value"] <= record["high"] and record["nfe"] == 2
+        found = measures(f, seen, [EYE], (80.0, 1.0), n=60, batch=30, groups=5)
+        assert [r["metric"] for r in found] == ["FD", "KID"]
+        assert abs(found[0]["value"] / record["value"] - 1) < 1e-5  # the same drawing
+
+
+class Captioned(nn.Module):
+    "`f` told the texts `e`, one after the other."
+
+    def __init__(self, f, e):
+        super().__init__()
+        self.f, self.e = f, e
+
+    def forward(self, x, t):
+        return self.f(x, t, encoder_hidden_states=self.e[torch.arange(x.shape[0]) % len(self.e)])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks and kills with SIGKILL")
+def test_texts_reach_a_unet_that_is_killed_continued_and_measured(tmp_path, killed):
+    "In training from data.conditions, in sampling by name; another text, another picture."
+    f, e = ended("text", tmp_path, killed), texts().conditions["encoder_hidden_states"]
+    z = torch.randn(2, 3, 8, 8)
+    one, other = (sample(f, z, encoder_hidden_states=e[i : i + 2]) for i in (0, 2))
+    assert one.isfinite().all() and not torch.equal(one, other)
+    record = measure(Captioned(f, e), texts(), EYE, (80.0, 1.0), n=60, batch=30, groups=5)
+    assert record["low"] <= record["value"] <= record["high"]
+    mute = texts()
+    mute.conditions = dict(encoder_hidden_states=torch.zeros_like(e))
+    for p in train(text_unet(), mute, TUNE):
+        pass
+    assert not same(p.ema, f)  # the texts made a difference to what was learned
 
 
 class Latents:
     "Numbers of 4 channels on a grid, with labels."
 
-    def __init__(self, width=4):
-        self.z = torch.randn(80, 4, 4, width, generator=torch.Generator().manual_seed(1)) / 2
+    def __init__(self):
+        self.z = torch.randn(80, 4, 4, 4, generator=torch.Generator().manual_seed(1)) / 2
         self.labels = torch.arange(80) % 10
 
     def __len__(self):
@@ -146,34 +241,6 @@ def test_a_transformer_on_latents(tmp_path):
     z, labels = torch.randn(3, 4, 4, 4), torch.tensor([0, 4, 9])
     assert torch.equal(sample(f, z, labels=labels), sample(resumed.ema, z, labels=labels))
     assert not torch.equal(sample(f, z, labels=labels), sample(f, z, labels=labels.flip(0)))
-
-
-def test_text_embeddings_reach_a_unet(tmp_path):
-    "In training from data.conditions, in sampling by name; another text, another picture."
-    from diffusers import UNet2DConditionModel
-
-    class Texts(Latents):
-        conditions = dict(encoder_hidden_states=torch.randn(80, 5, 8))
-
-    torch.manual_seed(0)
-    net = UNet2DConditionModel(
-        sample_size=4,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=8,
-        attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
-    f, texts = wrap(net, "v", DDPM()), Texts(width=6)
-    texts.labels = None
-    for p in train(f, texts, Config(ECT(c=0.03), kimg=0.064, batch=16, stages=Stages(2))):
-        pass
-    z, e = torch.randn(2, 4, 4, 6), texts.conditions["encoder_hidden_states"]
-    one, other = (sample(p.ema, z, encoder_hidden_states=e[i : i + 2]) for i in (0, 2))
-    assert one.isfinite().all() and not torch.equal(one, other)
-    assert torch.equal(one, sample(p.ema, z, encoder_hidden_states=e[:2]))
 
 
 class LowRank(nn.Module):

@@ -36,8 +36,10 @@ def settings(shapes, head_channels=HEAD):
     made |= dict(in_channels=shapes["input_blocks.0.0.weight"][1])
     made |= dict(out_channels=shapes["out.2.weight"][0])
     made |= dict(num_class_embeds=shapes.get("label_emb.weight", [None])[0])
+    told = shapes["input_blocks.1.0.emb_layers.1.weight"][0]
+    made |= dict(resnet_time_scale_shift="scale_shift" if told == 2 * widths[0] else "default")
     resnet = dict(downsample_type="resnet", upsample_type="resnet", attn_norm_num_groups=32)
-    return made | resnet | dict(resnet_time_scale_shift="scale_shift"), n
+    return made | resnet, n
 
 # %% ../../nbs/inside/consistency_files.ipynb #c0f17e08
 BLOCK = {
@@ -88,7 +90,7 @@ def renamed(tensors, n):
         side, i, part, rest = PART.fullmatch(stem).groups()
         attends = rest in ("qkv", "norm", "proj_out")
         where = place(side, int(i), int(part or 0), n, attends)
-        x = x.squeeze(2) if attends and x.ndim == 3 else x
+        x = x.flatten(1) if attends and x.ndim > 1 else x
         if rest == "qkv":
             found |= {f"{where}.to_{a}.{kind}": y for a, y in zip("qkv", x.chunk(3))}
         else:
