@@ -231,9 +231,14 @@ def test_two_phases_each_in_a_folder_of_its_own_and_the_second_starts_from_the_a
     )
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "Where the two phases end when nothing stops them."
+    return list(run(tiny(), tmp_path_factory.mktemp("whole") / "run", pictures()))[-1][1]
+
+
 @pytest.mark.parametrize("stop", [1, 4, 5, 7])
-def test_stopped_anywhere_and_continued_it_ends_with_the_same_weights(tmp_path, stop):
-    whole = list(run(tiny(), tmp_path / "whole", pictures()))[-1][1]
+def test_stopped_anywhere_and_continued_it_ends_with_the_same_weights(tmp_path, whole, stop):
     for _ in itertools.islice(run(tiny(), tmp_path / "parts", pictures()), stop):
         pass
     *_, (name, last) = run(tiny(), tmp_path / "parts", pictures())
@@ -245,8 +250,8 @@ def test_stopped_anywhere_and_continued_it_ends_with_the_same_weights(tmp_path, 
     )
 
 
-def test_a_time_limit_ends_a_session_and_sessions_add_up(tmp_path):
-    whole, sessions, last = list(run(tiny(), tmp_path / "whole", pictures()))[-1][1], 0, None
+def test_a_time_limit_ends_a_session_and_sessions_add_up(tmp_path, whole):
+    sessions, last = 0, None
     while last is None or last[0] != "tuning" or last[1].done < 1:
         for last in run(tiny(), tmp_path / "parts", pictures(), time_limit=1e-6):
             pass
@@ -303,16 +308,11 @@ def test_a_class_conditional_recipe_is_trained_with_the_classes(tmp_path):
 # ---- the command
 
 
-def command(*args, **kw):
-    return subprocess.run(
-        [sys.executable, "-m", "ect_nb", *map(str, args)],
-        capture_output=True,
-        text=True,
-        env=ENV,
-        cwd=kw.pop("cwd", ROOT),
-        timeout=300,
-        **kw,
-    )
+def command(capsys, *args):
+    "What the command says when it ends well."
+    code, (out, err) = commands.main([str(a) for a in args]), capsys.readouterr()
+    assert code == 0, err
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -331,36 +331,22 @@ def files(tmp_path_factory):
 SHORT = ("--scale", 1, "--set", "kimg=0.064", "batch=16", "snapshot_kimg=1", "precision=float32")
 
 
-def test_the_command_lists_runs_continues_and_samples(files, tmp_path):
-    listed = command("list")
-    assert listed.returncode == 0 and [l.split()[0] for l in listed.stdout.splitlines()] == list(
-        PRESETS
-    )
-    args = (
-        "run",
-        "cpu",
-        tmp_path / "run",
-        "--data",
-        files / "pictures",
-        "--start",
-        files / "start.safetensors",
-        "--device",
-        "cpu",
-        *SHORT,
-    )
-    short = command(*args, "--hours", 1e-9)
-    assert short.returncode == 0 and "the same command goes on" in short.stdout, short.stderr
-    done = command(*args)
-    assert done.returncode == 0 and "done: 0.064 of 0.064 kimg" in done.stdout, done.stderr
-    assert (
-        list((tmp_path / "run" / "samples").glob("tuning-*.png"))
-        and len(list((tmp_path / "run" / "snapshots").iterdir())) == 1
-    )
-    snapshot = next((tmp_path / "run" / "snapshots").iterdir())
-    drawn = command(
-        "sample", snapshot, tmp_path / "x.npz", "--n", 40, "--times", 80, 0.8, "--device", "cpu"
-    )
-    assert drawn.returncode == 0 and "40 pictures" in drawn.stdout, drawn.stderr
+def order(files, folder, *more):
+    "The words of a run of the start in `files` on its pictures."
+    told = ("--data", files / "pictures", "--start", files / "start.safetensors")
+    return ("run", "cpu", folder, *told, "--device", "cpu", *more)
+
+
+def test_the_command_lists_runs_continues_and_samples(files, tmp_path, capsys):
+    listed = command(capsys, "list")
+    assert [l.split()[0] for l in listed.splitlines()] == list(PRESETS)
+    args = order(files, tmp_path / "run", *SHORT)
+    assert "the same command goes on" in command(capsys, *args, "--hours", 1e-9)
+    assert "done: 0.064 of 0.064 kimg" in command(capsys, *args)
+    assert list((tmp_path / "run" / "samples").glob("tuning-*.png"))
+    (snapshot,) = (tmp_path / "run" / "snapshots").iterdir()
+    to = ("--n", 40, "--times", 80, 0.8, "--device", "cpu")
+    assert "40 pictures" in command(capsys, "sample", snapshot, tmp_path / "x.npz", *to)
     with np.load(tmp_path / "x.npz") as f:
         assert f["arr_0"].shape == (40, 8, 8, 3) and f["arr_0"].dtype == np.uint8
 
@@ -432,46 +418,27 @@ def test_the_command_says_in_one_sentence_what_is_wrong(args, says, files, tmp_p
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kills with SIGKILL")
-def test_the_command_killed_in_the_middle_goes_on_to_the_same_weights(files, tmp_path):
-    args = lambda f: (
-        "run",
-        "cpu",
-        f,
-        "--data",
-        files / "pictures",
-        "--start",
-        files / "start.safetensors",
-        "--device",
-        "cpu",
-        "--set",
-        "kimg=4",
-        "batch=16",
-        "snapshot_kimg=1",
-        "state_seconds=0.01",
-        "precision=float32",
-    )
+def test_the_command_killed_in_the_middle_goes_on_to_the_same_weights(files, tmp_path, capsys):
+    "Killed in a process of its own, as a shell starts it; the rest is done here."
+    more = ("--set", "kimg=1", "batch=16", "snapshot_kimg=1", "precision=float32")
+    args = lambda f: order(files, tmp_path / f, *more, "state_seconds=0.01")
     child = subprocess.Popen(
-        [sys.executable, "-m", "ect_nb", *map(str, args(tmp_path / "killed"))],
+        [sys.executable, "-m", "ect_nb", *map(str, args("killed"))],
         env=ENV,
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    until = time.monotonic() + 120
-    while (
-        not list((tmp_path / "killed" / "state").glob("step-*.safetensors"))
-        and time.monotonic() < until
-    ):
-        time.sleep(0.01)
+    until, killed = time.monotonic() + 120, tmp_path / "killed"
+    while not list((killed / "state").glob("step-*.safetensors")) and time.monotonic() < until:
+        time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert not list((tmp_path / "killed" / "snapshots").glob("*004.safetensors")), (
-        "it was done before it could be killed"
-    )
+    assert child.wait() == -signal.SIGKILL, "it was done before it could be killed"
+    assert not list((killed / "snapshots").glob("*001.safetensors"))
     for f in ("killed", "whole"):
-        assert command(*args(tmp_path / f)).returncode == 0
+        command(capsys, *args(f))
     a, b = (
-        weights.load(tmp_path / f / "snapshots" / "kimg-000004.safetensors")
+        weights.load(tmp_path / f / "snapshots" / "kimg-000001.safetensors")
         for f in ("killed", "whole")
     )
     assert torch.equal(all_of(a), all_of(b))

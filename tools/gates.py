@@ -31,7 +31,7 @@ LAYERS = [
     "analytic schedules networks course.check show.pictures show.lab show.living io.data"
     " io.datasets",
     "asking branches wrapping edm2",
-    "diffusion losses io.pickles io.published",
+    "diffusion losses io.pickles io.published io.consistency_files",
     "consistency sampling objectives io.weights",
     "edit family training.runs training.processes training.muon training.logs io.export",
     "training.speed",

@@ -18,7 +18,7 @@ import urllib.error
 import warnings
 from .. import edm2, networks, wrapping
 from ..diffusion import Precond
-from . import data, files, pickles
+from . import consistency_files, data, files, pickles
 from pathlib import Path
 
 # %% ../../nbs/inside/weights.ipynb #f72781ac
@@ -608,8 +608,8 @@ def load_edm(path, sigma_min=None, device=None, augment=False):
 
 # %% ../../nbs/inside/weights.ipynb #36113fdf
 def load_any(path):
-    """The model in `path`: a checkpoint of this kit, a pickle of EDM, EDM2 or ECT, or a folder of
-    diffusers."""
+    """The model in `path`: a checkpoint of this kit, a pickle of EDM, EDM2 or ECT, a .pt of the
+    consistency models of OpenAI, or a folder of diffusers."""
     path = Path(path)
     if (path / "model_index.json").is_file() or (path / "scheduler").is_dir():
         return load_diffusers(path)
@@ -618,7 +618,8 @@ def load_any(path):
             f"{path} is not a file, nor a folder of diffusers with its scheduler: give a"
             " checkpoint, such as a snapshot of a run"
         )
-    return load_edm(path) if path.suffix == ".pkl" else load(path)
+    readers = {".pkl": load_edm, ".pt": consistency_files.load_consistency}
+    return readers.get(path.suffix, load)(path)
 
 # %% ../../nbs/inside/weights.ipynb #5ca1ab02
 def load_diffusers(folder, device=None):
