@@ -311,6 +311,10 @@ def test_the_flow_is_taken_hold_of_by_key_and_pointer(visit):
     assert page.evaluate("panel.values.t") > 1 and page.evaluate("panel.values.x") > 0.8
 
 
+LIVES = "02_diffusion", "03_consistency", "04_schedules", "05_weighting"
+LIVES += "06_training", "07_sampling", "08_family"
+
+
 def test_a_model_that_is_no_closed_form_leaves_a_picture():
     assert flow_panel(BUMPS, {"half": lambda x, t: x / 2}).living == ""
 
@@ -363,7 +367,11 @@ def test_weights_and_pulls_without_a_kernel_are_those_of_the_losses(visit):
 
 @pytest.mark.parametrize(
     "page",
-    ["lessons/00_sixty_seconds", "lessons/04_schedules", "lessons/05_weighting", "inside/flow"],
+    [
+        "lessons/00_sixty_seconds",
+        *(f"lessons/{name}" for name in LIVES),
+        "inside/flow",
+    ],
 )
 def test_a_stored_panel_answers_without_a_kernel(visit, page):
     """What stands in the notebook itself, opened again as a page: it says what the widget said, and
@@ -384,7 +392,7 @@ def test_a_stored_panel_answers_without_a_kernel(visit, page):
     words = inner.locator("[role=status]")
     before = words.inner_text()
     assert said.endswith(before)
-    inner.locator("input[type=range]").first.press("ArrowRight")
+    inner.locator("input[type=range], select").first.press("ArrowDown")
     assert words.inner_text() != before
     shown.emulate_media(media="print")
     assert shown.locator(".ect-print img").is_visible()
@@ -472,6 +480,16 @@ def test_between_two_noises_it_stays_standard_normal(visit):
     assert asks(page, two, 0.5).std() == pytest.approx(1, abs=0.03)
 
 
+def test_what_python_drew_stands_there_first(model):
+    "Both pictures are there before anything is pressed, and drawing them here changes nothing."
+    until(model, "['jumped', 'walked'].every(n => modelPage.$(n).ariaLabel.includes('Python'))")
+    pixels = "[...modelPage.$('jumped').getContext('2d').getImageData(0, 0, 117, 117).data]"
+    before = torch.tensor(model.evaluate(pixels))
+    model.locator("[data-part=go]").click()
+    until(model, "window.modelPage.last")
+    assert (torch.tensor(model.evaluate(pixels)) - before).abs().max() <= 1
+
+
 def test_sixteen_garments_under_a_hand(model):
     "Drawn, a second step, another noise, nonsense said; times are written down, not judged."
     says = lambda: model.locator("[data-part=says]").inner_text()
@@ -496,7 +514,11 @@ def test_sixteen_garments_under_a_hand(model):
 # Accessibility
 
 
-@pytest.mark.parametrize("name", ["index", "model", "explorer", "_static/lab/index"])
+KINDS = ["index", "model", "explorer", "_static/lab/index", "minute", "search", "overview"]
+KINDS += ["lessons/index", "lessons/00_sixty_seconds", "workshop/explore", "api/ect_nb.sampling"]
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_axe_has_no_serious_finding(visit, name):
     axe = website.fetched("axe-core@4", "", ["axe.min.js"], KEPT)
     if axe is None:

@@ -223,20 +223,40 @@ def fetched(package, inside, names, into):
     return into
 
 
+def first_picture(name, source, file):
+    """What the model `name` at `source` draws from the noise of seed 3, as a sheet of four times
+    four in a PNG: the page shows it until someone draws there."""
+    import torch
+    from ect_nb.diffusion import heun, karras_times
+    from ect_nb.io import weights
+    from ect_nb.sampling import sample
+    from PIL import Image
+
+    f = weights.load(source)
+    z = torch.randn(16, 1, 28, 28, generator=torch.Generator().manual_seed(3))
+    x = sample(f, z) if name == "tuned" else heun(f, z, karras_times(18))
+    sheet = x.view(4, 4, 28, 28).transpose(1, 2).reshape(112, 112)
+    Image.fromarray((127.5 * (sheet + 1)).round().clamp(0, 255).byte().numpy()).save(file)
+
+
 def models(static, kept):
     "The shipped models as ONNX, for the page that asks them; `kept` holds them for the next time."
     from ect_nb.io import data
     from ect_nb.io.export import export
 
     (static / "models").mkdir(parents=True, exist_ok=True)
-    code = [ROOT / "ect_nb" / name for name in ("io/export.py", "networks.py", "diffusion.py")]
+    names = "io/export.py", "networks.py", "diffusion.py", "sampling.py"
+    code = [*(ROOT / "ect_nb" / name for name in names), Path(__file__)]
     for name in ("diffusion", "tuned"):
         source = Path(data.find(f"fashion_mnist_{name}.safetensors"))
         made_of = b"".join(p.read_bytes() for p in [source, *code])
         file = kept / f"{name}-{hashlib.sha256(made_of).hexdigest()[:8]}.onnx"
-        if not file.exists():
+        picture = file.with_suffix(".png")
+        if not (file.exists() and picture.exists()):
             export(source, file)
+            first_picture(name, source, picture)
         shutil.copy(file, static / "models" / f"{name}.onnx")
+        shutil.copy(picture, static / "models" / f"{name}.png")
 
 
 def point(atlas, run, walk, row):

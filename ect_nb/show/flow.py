@@ -9,7 +9,7 @@ __all__ = ['Flow', 'natural', 'flow', 'FlowPicture', 'flow_words', 'flow_panel']
 import math
 import torch
 from dataclasses import dataclass
-from .living import living_html
+from .living import in_lists, living_html
 from ect_nb.show.panels import (
     Shown,
     falling_slider,
@@ -243,9 +243,8 @@ def _flow_living(mixture, models, across, level):
     "The same panel for a page without a kernel, where all models are the ideal denoiser; else ''."
     if any(f != mixture.denoise for f in models.values()):
         return ""
-    lists = dict(means=mixture.means, stds=mixture.stds, weights=mixture.weights)
     about = dict(
-        mixture={name: v.flatten().tolist() for name, v in lists.items()},
+        mixture=in_lists(mixture),
         names=list(models),
         x=across.value,
         t=level.value,

@@ -865,9 +865,10 @@ export function engine() {
 
     measure() {
       const began = performance.now(), {run, kept} = this, dice = new Dice(run.settings.seed + 7);
-      const size = 2 * SAMPLES, draws = Array.from({length: DRAWS}, () => ({
-        z: dice.normals(size), fresh: dice.normals(size), data: run.data.sample(dice, SAMPLES),
-        again: run.data.sample(dice, SAMPLES),
+      const n = run.net.fast ? SAMPLES : SAMPLES / 4, size = 2 * n; // without WebAssembly fewer
+      const draws = Array.from({length: DRAWS}, () => ({
+        z: dice.normals(size), fresh: dice.normals(size), data: run.data.sample(dice, n),
+        again: run.data.sample(dice, n),
       }));
       const to = make => distance(draws.map(make), draws.map(d => d.data)), f = run.now();
       kept.floor ??= to(d => d.again);
@@ -1500,15 +1501,16 @@ class Lab {
       this.f()(back, new Float32Array(z.length / 2).fill(E.SECOND))];
   }
 
-  // As `journey`, kept for as long as it is still true; in training anew at most every so many ms
+  // As `journey`, kept for as long as it is still true; in training anew at most every so many ms,
+  // and for at most a fifth of the time
   known(name, z, fresh, {walk, jump = 0}) {
     const key = `${this.id} ${this.mode}`, kept = this.caches?.[name];
     const now = performance.now(), wait = this.mode === 'walk' ? walk : jump;
-    const slow = this.news?.playing ? wait : 0;
+    const slow = this.news?.playing ? Math.max(wait, 5 * kept?.cost || 0) : 0;
     if (kept?.key === key && (kept.version === this.walkVersion() || now - kept.at < slow))
       return kept.states;
-    const states = this.journey(z, fresh);
-    (this.caches ??= {})[name] = {key, version: this.walkVersion(), at: now, states};
+    const states = this.journey(z, fresh), cost = performance.now() - now;
+    (this.caches ??= {})[name] = {key, version: this.walkVersion(), at: now, cost, states};
     return states;
   }
 

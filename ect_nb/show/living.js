@@ -22,6 +22,7 @@ const fixed = (v, n) => v.toFixed(n).replace('-', '−');
 
 // 1 − erf(x) for x ≥ 0, to some 14 digits: a series near 0, a continued fraction beyond
 function erfcOf(x) {
+  if (x > 27) return 0;
   if (x < 2.4) {
     let term = x, sum = x;
     for (let n = 1; Math.abs(term) > 1e-17 * Math.abs(sum) && n < 200; n++) {
@@ -91,18 +92,33 @@ export class Mixture {
     }, 0);
   }
 
+  // The density of x_t
+  density(x, t) {
+    return this.means.reduce((sum, m, k) => {
+      const s = Math.max(Math.hypot(this.stds[k], t), 1e-300), u = (x - m) / s;
+      return sum + this.weights[k] * Math.exp(-u * u / 2) / s / Math.sqrt(2 * Math.PI);
+    }, 0);
+  }
+
   // Where the path through x at level t stands at level r: on a line the flow keeps the order, so
-  // the same share lies below
+  // the same share lies below. Newton's steps, and halves of the bracket where these are long.
   transport(x, t, r) {
+    if (t === r) return x;
     const above = this.tail(x, t, false) > 0.5, share = this.tail(x, t, above);
-    let [low, high] = [Math.min(...this.means), Math.max(...this.means)];
-    const reach = 12 * Math.hypot(Math.max(...this.stds), r) + Math.abs(x) * 1e-3;
-    [low, high] = [low - reach, high + reach];
-    for (let k = 0; k < 90 && high - low > 1e-13 * (1 + Math.abs(low)); k++) {
-      const y = (low + high) / 2, less = this.tail(y, r, above) < share;
-      if (less !== above) low = y; else high = y;
+    const sign = above ? 1 : -1, reach = 12 * Math.hypot(Math.max(...this.stds), r)
+      + Math.abs(x) * 1e-3;
+    let low = Math.min(...this.means) - reach, high = Math.max(...this.means) + reach;
+    let y = (low + high) / 2, last = high - low;
+    for (let k = 0; k < 120; k++) {
+      const gap = this.tail(y, r, above) - share, step = sign * gap / this.density(y, r);
+      if (sign * gap > 0) low = y; else high = y;
+      const near = 2 * Math.abs(step) < last && y + step > low && y + step < high;
+      const next = near ? y + step : (low + high) / 2;
+      last = Math.abs(next - y);
+      y = next;
+      if (last < 1e-13 * (1 + Math.abs(y))) break;
     }
-    return (low + high) / 2;
+    return y;
   }
 }
 
@@ -446,9 +462,381 @@ function weighting(element, {controls, t, stages}) {
   return new Panel(element, controls, draw);
 }
 
+// ── Walks (lesson 02) ─────────────────────────────────────────────────────────────────────────
+
+// The n + 1 levels of n steps, from 80 down to `least` and then 0
+export const karras = (n, least, rho) => [...range(n, i => (80 ** (1 / rho)
+  + i / Math.max(n - 1, 1) * (least ** (1 / rho) - 80 ** (1 / rho))) ** rho), 0];
+
+// The states of a walk from z along `times`, by Euler's steps or by Heun's
+export function walk(mixture, z, times, heun) {
+  const slope = (y, t) => (y - mixture.denoise(y, t)) / t, states = [times[0] * z];
+  times.slice(1).forEach((s, i) => {
+    const t = times[i], y = states[i], d = slope(y, t), next = y + (s - t) * d;
+    states.push(heun && s > 0 ? y + (s - t) * (d + slope(next, s)) / 2 : next);
+  });
+  return states;
+}
+
+const within = (v, least, most) => Math.max(least, Math.min(most, v));
+
+function walks({mixture: about}) {
+  const mixture = new Mixture(about), fine = range(80, i => 80 * (1e-3 / 80) ** (i / 79));
+  const xs = [100, 10, 1, 0.1, 0.01].map(v => [v, String(v)]).concat([[0.001, '0']]);
+  return ({start, sampler, steps, rho, t_min: least}, narrow) => {
+    const sides = narrow ? [52, 390] : [62, 788], look = {x: [110, 0.0009], logX: true};
+    const top = new Plot({box: [...sides, 10, 240], y: [-2.6, 2.6], ...look});
+    const low = new Plot({box: [...sides, 252, 358], y: [1e-7, 100], logY: true, ...look});
+    const times = karras(steps, least, rho), states = walk(mixture, start, times,
+      sampler === 'Heun');
+    const toward = states.map((y, i) => mixture.transport(y, times[i], 0));
+    const shift = range(steps, i => Math.abs(toward[i + 1] - toward[i]));
+    const most = shift.indexOf(Math.max(...shift)), end = states.at(-1), truth = toward[0];
+    const at = times.map(t => Math.max(t, 1e-3));
+    const seen = states.map((y, i) => within(natural(y, times[i]), -2.6, 2.6));
+    const path = fine.map(t => natural(mixture.transport(80 * start, 80, t), t));
+    const svg = top.line(fine, path, stroke('#999999', 6)) + top.line(at, seen, stroke(INK.blue))
+      + seen.map((y, i) => `<circle cx="${top.X(at[i])}" cy="${top.Y(y)}" r="3.5"
+        fill="${INK.blue}"/>`).join('')
+      + shift.map((v, i) => `<path d="M${low.X(at[i])} ${low.Y(1e-7)}V${low.Y(Math.max(v, 1e-7))}"
+        ${stroke(INK.vermillion, 3)}/>`).join('')
+      + top.frame({ys: [-2, -1, 0, 1, 2].map(v => [v, fixed(v, 0)]), yName: 'x / √(1 + t²)'})
+      + low.frame({xs, ys: [[1e-6, '10⁻⁶'], [1e-3, '10⁻³'], [1, '1']],
+        xName: 'noise level t, falling', yName: 'shift of the end'});
+    const nfe = sampler === 'Heun' ? 2 * steps - 1 : steps;
+    const words = `${sampler}, steps: ${steps}, evaluations: ${nfe}. The walk ends at `
+      + `${end.toFixed(3)}, the path at ${truth.toFixed(3)}, ${Math.abs(end - truth).toFixed(3)} `
+      + `apart; the step from t = ${digits(times[most])} to ${digits(times[most + 1])} moves the `
+      + 'end most.';
+    return {svg, width: narrow ? 400 : 800, height: 400, words, end, truth, shift};
+  };
+}
+
+// ── Pairs (lesson 03) ─────────────────────────────────────────────────────────────────────────
+
+// n points of a mixture without noise, at even steps of probability
+export function crowd(mixture, n) {
+  const grid = even(-5, 5, 8001), below = grid.map(x => mixture.tail(x, 0, false));
+  let j = 0;
+  return range(n, i => {
+    const p = (i + 0.5) / n;
+    while (below[j + 1] <= p) j++;
+    return grid[j] + (grid[j + 1] - grid[j]) * (p - below[j]) / (below[j + 1] - below[j]);
+  });
+}
+
+// The mixture of the clean values that may lie behind x at level t
+export function posterior({means, stds, weights}, x, t) {
+  const wide = stds.map(s => s * s + t * t);
+  const logs = means.map((m, k) =>
+    Math.log(weights[k]) - (x - m) ** 2 / (2 * wide[k]) - Math.log(wide[k]) / 2);
+  const top = Math.max(...logs), p = logs.map(v => Math.exp(v - top));
+  const total = p.reduce((a, b) => a + b);
+  return new Mixture({weights: p.map(v => v / total), stds: stds.map((s, k) =>
+    s * t / Math.sqrt(wide[k])), means: means.map((m, k) => m + stds[k] ** 2 / wide[k] * (x - m))});
+}
+
+const mean = v => v.reduce((a, b) => a + b, 0) / v.length;
+const deviation = v => {
+  const m = mean(v);
+  return Math.sqrt(v.reduce((sum, u) => sum + (u - m) ** 2, 0) / (v.length - 1));
+};
+
+// Some five round numbers between two others
+function ticks(low, high) {
+  const rough = (high - low) / 5, size = 10 ** Math.floor(Math.log10(rough));
+  const step = size * [1, 2, 5, 10].find(k => k * size >= rough);
+  const first = Math.ceil(low / step), n = Math.floor(high / step) - first + 1;
+  return range(n, i => [(first + i) * step,
+    fixed((first + i) * step, Math.max(0, -Math.floor(Math.log10(step) + 1e-9)))]);
+}
+
+function pairs({mixture: about}) {
+  const mixture = new Mixture(about);
+  return ({t, ratio, x}, narrow) => {
+    const from = x * Math.sqrt(1 + t * t), r = ratio * t;
+    const x0 = crowd(posterior(about, from, t), 300), xr = x0.map(v => v + ratio * (from - v));
+    const answers = xr.map(v => mixture.transport(v, r, 0));
+    const levels = even(t, 0, 60), path = levels.map(s => mixture.transport(from, t, s));
+    const some = range(30, i => 5 + 10 * i), all = [from, ...some.map(i => x0[i]),
+      ...some.map(i => xr[i]), ...path];
+    const [least, most] = [Math.min(...all), Math.max(...all)], edge = 0.05 * (most - least) + 1e-6;
+    const left = new Plot({box: narrow ? [50, 390, 10, 270] : [62, 500, 10, 290],
+      x: [1.04 * t, -0.02 * t], y: [least - edge, most + edge]});
+    const right = new Plot({box: narrow ? [50, 390, 330, 560] : [560, 788, 10, 290], x: [0, 105],
+      y: [-1.9, 1.9]});
+    const go = (x1, y1, x2, y2, look) => `<path d="M${left.X(x1)} ${left.Y(y1)}L${left.X(x2)} `
+      + `${left.Y(y2)}" ${look}/>`;
+    const bars = Array(76).fill(0);
+    for (const v of answers) if (Math.abs(v) <= 1.9)
+      bars[Math.min(75, Math.floor((v + 1.9) / 0.05))] += 1 / 3;
+    const middle = mean(xr), said = mean(answers), end = path.at(-1);
+    const across = (y, look) => `<path d="M${right.X(0)} ${right.Y(y)}H${right.X(105)}" ${look}/>`;
+    const [cx, cy] = [left.X(r), left.Y(middle)];
+    const turn = Math.atan2(cy - left.Y(from), cx - left.X(t)) * 180 / Math.PI;
+    const corner = x > 0 ? right.box[3] - 28 : right.box[2] + 18;
+    const svg = some.map(i => go(t, from, 0, x0[i], stroke(INK.orange, 0.5))
+        + go(t, from, r, xr[i], stroke(INK.orange, 1.2))
+        + `<circle cx="${cx}" cy="${left.Y(xr[i])}" r="2.2" fill="${INK.orange}"/>`).join('')
+      + left.line(levels, path, stroke(INK.black, 2))
+      + go(t, from, 0, mean(x0), stroke(INK.blue, 1.5, '2 4'))
+      + go(t, from, r, middle, stroke(INK.blue, 2.5))
+      + `<path d="M0 0l-11 -5v10z" fill="${INK.blue}" transform="translate(${cx} ${cy})
+        rotate(${turn})"/>`
+      + left.frame({xs: [[t, `t = ${t.toFixed(2)}`], [r, ratio > 0.15 && ratio < 0.8
+        ? `r = ${r.toFixed(2)}` : ''], [0, '0']], ys: ticks(...left.y),
+        xName: 'noise level, falling', yName: 'x'})
+      + bars.map((v, k) => v && `<rect x="${right.X(0)}" y="${right.Y(-1.85 + 0.05 * k)}"
+        width="${right.X(v) - right.X(0)}" height="${right.Y(0) - right.Y(0.05)}"
+        fill="${INK.orange}"/>`).filter(Boolean).join('')
+      + across(end, stroke(INK.black, 2)) + across(said, stroke(INK.blue, 2, '6 4'))
+      + right.frame({xs: [0, 50, 100].map(v => [v, String(v)]), ys: [-1, 0, 1].map(v =>
+        [v, fixed(v, 0)]), xName: '% of the pairs', yName: narrow ? '' : 'where their paths end'})
+      + `<text x="${right.X(103)}" y="${corner}" text-anchor="end">end of our path</text>
+        <text x="${right.X(103)}" y="${corner + 16}" text-anchor="end" style="fill:${INKS[1]}">mean
+        of the answers (dashed)</text>`;
+    const off = said - end, words = `t = ${t.toFixed(2)}, r = ${r.toFixed(2)}, x_t = `
+      + `${from.toFixed(2)}. The path ends at ${end.toFixed(2)}; the pairs' answers have the mean `
+      + `${said.toFixed(2)}, off by ${off < 0 ? '' : '+'}${off.toFixed(2)}, and spread by `
+      + `${deviation(answers).toFixed(2)}.`;
+    return {svg, width: narrow ? 400 : 800, height: narrow ? 600 : 335, words, end, said};
+  };
+}
+
+// ── Records of many numbers ───────────────────────────────────────────────────────────────────
+
+// Numbers packed as 16-bit steps from `low` to `high`
+export function unpacked({low, high, steps}) {
+  const bytes = atob(steps);
+  return range(bytes.length / 2, i => low + (high - low)
+    * (bytes.charCodeAt(2 * i) + 256 * bytes.charCodeAt(2 * i + 1)) / 65535);
+}
+
+// ── Trainings (lesson 06) ─────────────────────────────────────────────────────────────────────
+
+// Maps (budgets, settings, seeds, ranks), errors and losses as they were recorded
+function trainings({names, ranks, exact, maps: packed, errors, losses}) {
+  const maps = unpacked(packed), n = ranks.length, seeds = errors[0][0].length;
+  const map = (k, i, seed) => {
+    const from = ((k * names.length + i) * seeds + seed) * n;
+    return maps.slice(from, from + n);
+  };
+  const steps = range(11, k => 100 * k), over = (rows, i) => rows.map(row => row[i]);
+  return ({setting, seed, step}, narrow) => {
+    const k = step / 100, i = names.indexOf(setting);
+    const [a, b, c] = narrow ? [[46, 390, 30, 250], [56, 195, 330, 480], [250, 390, 330, 480]]
+      : [[52, 400, 30, 260], [470, 600, 30, 260], [652, 788, 30, 260]];
+    const left = new Plot({box: a, x: [0, 1], y: [-1.7, 1.7]});
+    const mid = new Plot({box: b, x: [0, 1000], y: [0.002, 3], logY: true});
+    const right = new Plot({box: c, x: [0, 1000], y: [0, 2.4]});
+    const tread = (plot, x, rows) => plot.line(x, over(rows, 0).map(mean),
+        stroke('#999999', 1, '5 4'))
+      + plot.line(x, over(rows, i).map(each => each[seed]), stroke(INK.blue))
+      + `<path d="M${plot.X(step)} ${plot.box[2]}V${plot.box[3]}" ${stroke(INK.vermillion, 1)}/>`;
+    const title = ({box: [l, r, t]}, word) =>
+      `<text x="${(l + r) / 2}" y="${t - 10}" text-anchor="middle">${word}</text>`;
+    const svg = left.line(ranks, exact, stroke('#BFBFBF', 5))
+      + range(seeds, s => left.line(ranks, map(k, i, s), stroke(INK.sky, 0.8))).join('')
+      + left.line(ranks, map(k, i, seed), stroke(INK.blue, 2))
+      + left.frame({xs: [0, 0.5, 1].map(v => [v, String(v)]), ys: [-1, 0, 1].map(v =>
+        [v, fixed(v, 0)]), xName: 'start z, by rank'}) + title(left, 'f(80 z, 80)')
+      + `<text x="${left.X(0.03)}" y="${left.Y(1.42)}">grey: exact map</text>
+        <text x="${left.X(0.03)}" y="${left.Y(1.17)}" style="fill:${INKS[1]}">blue: chosen
+        seed</text>`
+      + tread(mid, steps.slice(1), losses) + mid.frame({xs: [[0, '0'], [1000, '1000']],
+        ys: [0.01, 0.1, 1].map(v => [v, String(v)]), xName: 'steps'}) + title(mid, 'loss')
+      + tread(right, steps, errors) + right.frame({xs: [[0, '0'], [1000, '1000']],
+        ys: [0, 1, 2].map(v => [v, String(v)]), xName: 'steps'}) + title(right, 'mean error')
+      + `<text x="${right.X(970)}" y="${right.Y(2.2)}" text-anchor="end">dashed: ECT</text>`;
+    const loss = k ? `loss ${losses[k - 1][i][seed].toFixed(4)}` : 'before the first step';
+    const words = `${setting}, seed ${seed}, after ${step} steps: mean error `
+      + `${errors[k][i][seed].toFixed(2)}, ${loss}.`;
+    return {svg, width: narrow ? 400 : 800, height: narrow ? 520 : 300, words};
+  };
+}
+
+// ── Samples (lesson 07) ───────────────────────────────────────────────────────────────────────
+
+// The network `Precond(MLP)` on a line, as the kit exports it: weights (out, in) of each layer
+export class LineNet {
+  constructor({weights, biases, sigma}) {
+    this.sigma = sigma;
+    this.biases = biases.map(b => Float32Array.from(unpacked(b)));
+    this.weights = weights.map(w => Float32Array.from(unpacked(w)));
+  }
+
+  // The inner network at the inputs u and the noise condition c
+  inner(u, c) {
+    const n = u.length, first = this.weights[0], wide = first.length / this.biases[0].length;
+    const told = [c, ...range(16, i => Math.sin(8 * c * 1e-4 ** (i / 15))),
+      ...range(16, i => Math.cos(8 * c * 1e-4 ** (i / 15)))];
+    let h = new Float32Array(n * this.biases[0].length);
+    this.biases[0].forEach((b, o) => {
+      const from = o * wide, rest = told.reduce((sum, v, k) => sum + v * first[from + 1 + k], b);
+      for (let k = 0; k < n; k++) h[o * n + k] = first[from] * u[k] + rest;
+    });
+    this.weights.slice(1).forEach((w, layer) => {
+      for (let i = 0; i < h.length; i++) h[i] /= 1 + Math.exp(-h[i]);
+      const b = this.biases[layer + 1], inputs = h.length / n, next = new Float32Array(n * b.length);
+      for (let o = 0; o < b.length; o++) {
+        const row = next.subarray(o * n, (o + 1) * n).fill(b[o]);
+        for (let j = 0; j < inputs; j++) {
+          const v = w[o * inputs + j], from = h.subarray(j * n, (j + 1) * n);
+          for (let k = 0; k < n; k++) row[k] += v * from[k];
+        }
+      }
+      h = next;
+    });
+    return h;
+  }
+
+  // f(x, t) of all x: the inner network on an even grid of inputs, and cubics between
+  answers(x, t, nodes = 257) {
+    const size = Math.hypot(t, this.sigma), near = 1 / (1 + (t / this.sigma) ** 2);
+    let [low, high] = [Infinity, -Infinity];
+    for (const v of x) [low, high] = [Math.min(low, v), Math.max(high, v)];
+    const step = (high - low) / size / (nodes - 3), from = low / size - step;
+    const F = this.inner(Float64Array.from({length: nodes}, (_, i) => from + i * step),
+      Math.log(t) / 4);
+    return x.map(v => {
+      const at = (v / size - from) / step, k = within(Math.floor(at), 1, nodes - 3), u = at - k;
+      const [a, b, c, d] = [F[k - 1], F[k], F[k + 1], F[k + 2]];
+      const cubic = b + u / 2 * (c - a + u * (2 * a - 5 * b + 4 * c - d
+        + u * (3 * (b - c) + d - a)));
+      return near * v + t * this.sigma / size * cubic;
+    });
+  }
+}
+
+// The times 80, `second`, …, `last`, those between in even ratios
+export function spaced(evaluations, second, last) {
+  if (evaluations < 3) return [80, second].slice(0, evaluations);
+  const ratio = Math.min(last / second, 0.9);
+  return [80, ...range(evaluations - 1, i => second * ratio ** (i / (evaluations - 2)))];
+}
+
+// Three networks' samples from the same noise, at times of one's choice
+function samples({mixture: about, nets: told, z: first, fresh: later, quantiles: far}) {
+  const mixture = new Mixture(about), nets = told.map(net => new LineNet(net));
+  const z = unpacked(first), fresh = unpacked(later), quantiles = unpacked(far), n = z.length;
+  const noise = (i, k) => i ? fresh.slice(((i - 1) * nets.length + k) * n, ((i - 1) * nets.length
+    + k + 1) * n) : z;
+  const edges = even(-1.7, 1.7, 101), height = edges.map(x => mixture.density(x, 0));
+  const ones = nets.map(net => net.answers(z.map(v => 80 * v), 80));
+  const draw = (net, k, times) => times.slice(1).reduce((x, t, i) => {
+    const more = noise(i + 1, k);
+    return net.answers(x.map((v, j) => v + t * more[j]), t);
+  }, ones[k]);
+  const share = (all, holds) => mean(all.map(x => x.filter(holds).length / x.length));
+  return ({evaluations, second, last}, narrow) => {
+    const times = spaced(evaluations, second, last), all = nets.map((net, k) => draw(net, k, times));
+    const w1 = all.map(x => Float64Array.from(x).sort().reduce((sum, v, i) =>
+      sum + Math.abs(v - quantiles[i]), 0) / n);
+    const parts = [v => v < -0.45, v => v > -0.45 && v < 0.65, v => v > 0.65, v => (v > -0.7
+      && v < -0.15) || (v > 0.35 && v < 0.85)].map(holds => share(all, holds));
+    const left = new Plot({box: narrow ? [46, 390, 10, 220] : [52, 480, 10, 240], x: [-1.7, 1.7],
+      y: [0, 5]});
+    const right = new Plot({box: narrow ? [62, 390, 285, 450] : [560, 788, 10, 240],
+      x: [-0.6, 3.6], y: [0, 0.5]});
+    const counts = Array(100).fill(0);
+    for (const x of all) for (const v of x) if (Math.abs(v) < 1.7)
+      counts[Math.min(99, Math.floor((v + 1.7) / 0.034))]++;
+    const total = counts.reduce((a, b) => a + b), bars = counts.map(v => v / total / 0.034);
+    const cut = bars.map(v => Math.min(v, 5));
+    const outline = [edges.flatMap((x, i) => i < 100 ? [x, edges[i + 1]] : []),
+      cut.flatMap(v => [v, v])];
+    const dash = (x, v) => `<path d="M${right.X(x - 0.35)} ${right.Y(v)}H${right.X(x + 0.35)}"
+      ${stroke(INK.black, 2)}/>`;
+    const svg = left.area([-1.7, ...edges, 1.7], [0, ...height.map(v => Math.min(v, 5)), 0],
+        'fill="#D9D9D9"') + left.line(...outline, stroke(INK.blue))
+      + left.frame({xs: [-1, 0, 1].map(v => [v, fixed(v, 0)]), ys: [0, 2, 4].map(v =>
+        [v, String(v)]), xName: 'x', yName: narrow ? '' : 'density'})
+      + `<text x="${left.X(0.1)}" y="26" text-anchor="middle">grey: data</text><text
+        x="${left.X(0.1)}" y="42" text-anchor="middle" style="fill:${INKS[1]}">blue: samples</text>`
+      + parts.map((v, i) => `<rect x="${right.X(i - 0.4)}" y="${right.Y(v)}"
+        width="${right.X(0.8) - right.X(0)}" height="${right.Y(0) - right.Y(v)}"
+        fill="${INK.sky}"/>`).join('') + [...about.weights, 0].map((v, i) => dash(i, v)).join('')
+      + right.frame({xs: ['left', 'middle', 'right', 'in gaps'].map((v, i) => [i, v]),
+        ys: [0, 0.2, 0.4].map(v => [v, String(v)]), yName: 'share (dash: the data)'});
+    const words = `Times ${times.map(t => digits(t, 2)).join(', ')}: W₁ ${mean(w1).toFixed(3)} `
+      + `[${Math.min(...w1).toFixed(3)}, ${Math.max(...w1).toFixed(3)}]; bumps `
+      + `${parts.slice(0, 3).map(v => v.toFixed(2)).join(', ')} (data 0.40, 0.25, 0.35); in the `
+      + `gaps ${parts[3].toFixed(2)}.`;
+    return {svg, width: narrow ? 400 : 800, height: narrow ? 490 : 285, words, w1, parts};
+  };
+}
+
+// ── Fields (lesson 08) ────────────────────────────────────────────────────────────────────────
+
+// An address of a picture with `paint(i, j)` = [r, g, b] in row i and column j
+function painted(rows, columns, paint) {
+  const row = Math.ceil(columns * 3 / 4) * 4, size = 54 + row * rows, bytes = new Uint8Array(size);
+  const view = new DataView(bytes.buffer), put = (at, v) => view.setUint32(at, v, true);
+  bytes.set([0x42, 0x4d]);
+  for (const [at, v] of [[2, size], [10, 54], [14, 40], [18, columns], [22, rows],
+    [26, 1 + (24 << 16)]]) put(at, v);
+  for (let i = 0; i < rows; i++) for (let j = 0; j < columns; j++)
+    bytes.set(paint(i, j).map(Math.round).reverse(), 54 + (rows - 1 - i) * row + 3 * j);
+  let text = '';
+  for (const b of bytes) text += String.fromCharCode(b);
+  return `data:image/bmp;base64,${btoa(text)}`;
+}
+
+// From orange at −1 over white to purple at 1
+const toPurple = v => {
+  const stops = [[127, 59, 8], [224, 130, 20], [254, 224, 182], [247, 247, 247], [216, 218, 235],
+    [128, 115, 172], [45, 0, 75]], u = 3 * (within(v, -1, 1) + 1), k = Math.min(5, Math.floor(u));
+  return stops[k].map((c, i) => c + (u - k) * (stops[k + 1][i] - c));
+};
+
+// Answers and tangents of networks, by source, pair and metric, as they were recorded
+function tangents({xs, ts, truth, ideal, networks}) {
+  const found = Object.fromEntries(Object.entries(networks).map(([name, n]) =>
+    [name, {...n, answers: unpacked(n.answers), slopes: unpacked(n.slopes)}]));
+  const far = (a, b) => Math.sqrt(mean(a.map((v, i) => (v - b[i]) ** 2))), at = xs.map(x => 3 * x);
+  const [rows, columns] = [xs.length, ts.length];
+  return ({source, pair, metric}, narrow) => {
+    const {answers, slopes, tangent} = found[[source, pair, metric].join(' | ')];
+    const left = new Plot({box: narrow ? [46, 390, 10, 240] : [52, 390, 10, 250],
+      x: [at[0], at.at(-1)], y: [-1.5, 1.6]});
+    const right = new Plot({box: narrow ? [52, 320, 300, 500] : [456, 700, 10, 250],
+      x: [ts[0], ts.at(-1)], y: [xs[0], xs.at(-1)], logX: true});
+    const [l, r, top, low] = right.box, bar = [0, 1].map(k => r + 14 + 14 * k);
+    const image = (box, href) => `<image x="${box[0]}" y="${box[2]}" width="${box[1] - box[0]}"
+      height="${box[3] - box[2]}" preserveAspectRatio="none" style="image-rendering: pixelated"
+      href="${href}"/>`;
+    const scale = new Plot({box: [...bar, top, low], x: [0, 1], y: [-1, 1]});
+    const words = `At t = 2, rms distance from f* ${far(answers, truth).toFixed(3)}, from D `
+      + `${far(answers, ideal).toFixed(3)}; rms of the tangent ${tangent.toFixed(3)}.`;
+    const svg = left.line(at, truth, stroke(INK.black, 1.5, '6 4'))
+      + left.line(at, ideal, stroke(INK.green, 1.8, '2 3')) + left.line(at, answers,
+        stroke(INK.blue))
+      + left.frame({xs: [-6, -3, 0, 3, 6].map(v => [v, fixed(v, 0)]), ys: [-1, 0, 1].map(v =>
+        [v, fixed(v, 0)]), xName: 'x at t = 2', yName: 'answer'})
+      + ['dashed: f*, the exact map', 'dotted: D', 'the network'].map((word, i) => `<text
+        x="${l && left.box[0] + 10}" y="${left.box[2] + 18 + 16 * i}" style="fill:${
+        ['#111', '#00694D', INK.blue][i]}">${word}</text>`).join('')
+      + image(right.box, painted(rows, columns, (i, j) =>
+        toPurple(slopes[(rows - 1 - i) * columns + j])))
+      + right.frame({xs: [0.1, 1, 10].map(v => [v, String(v)]), ys: [-2, -1, 0, 1, 2].map(v =>
+        [v, fixed(v, 0)]), xName: 't', yName: 'x / √(1 + t²)'})
+      + image(scale.box, painted(64, 1, i => toPurple(1 - i / 31.5)))
+      + [-1, 0, 1].map(v => `<text x="${bar[1] + 5}" y="${scale.Y(v) + 4}">${fixed(v, 0)}</text>`)
+        .join('')
+      + `<text transform="translate(${bar[1] + 40} ${(top + low) / 2}) rotate(-90)"
+        text-anchor="middle">t · df/dt along the path</text>`;
+    return {svg, width: narrow ? 400 : 800, height: narrow ? 545 : 295, words};
+  };
+}
+
 // ── Into a page ───────────────────────────────────────────────────────────────────────────────
 
+// What a panel shows at given values, by kind and data: what Python asks of it in a test
+export const DRAWS = {walks, pairs, trainings, samples, tangents};
+
 const KINDS = {flow, schedule, weighting};
+for (const [kind, draws] of Object.entries(DRAWS))
+  KINDS[kind] = (element, data) => new Panel(element, data.controls, draws(data));
 
 // Put the panel of that kind into `element`
 export function living(element, kind, data) {

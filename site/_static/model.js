@@ -144,8 +144,9 @@ const PAGE = `
     <button type="button" class="go" data-part="go">Draw sixteen garments</button>
     <button type="button" data-part="walk">Walk beside it, 35 evaluations</button>
   </div>
-  <p data-part="says" role="status" aria-live="polite">Press <b>Draw</b>: your browser then loads
-    the model and what runs it, 20 MB of this site, once.</p>
+  <p data-part="says" role="status" aria-live="polite">Below stands what Python drew from seed 3.
+    Press <b>Draw</b>, and your browser does it: it loads the model and what runs it, 20 MB of this
+    site, once.</p>
 </form>
 <div class="pair">
   <figure><canvas data-part="jumped" role="img"></canvas>
@@ -159,7 +160,8 @@ class Page {
   constructor(element) {
     element.innerHTML = PAGE;
     this.$ = name => element.querySelector(`[data-part="${name}"]`);
-    for (const name of ['jumped', 'walked']) this.show(name, null);
+    this.begin('jumped', 'tuned');
+    this.begin('walked', 'diffusion');
     this.$('go').addEventListener('click', () => this.draw());
     this.$('walk').addEventListener('click', () => this.walk());
     this.$('form').addEventListener('submit', e => { e.preventDefault(); this.draw(); });
@@ -179,6 +181,26 @@ class Page {
         this.$('times').value = button.dataset.times;
         this.draw();
       });
+  }
+
+  // Until someone draws here: what the model drew in Python, from the same seed
+  async begin(name, file) {
+    this.show(name, null);
+    const sheet = new Image(), wide = 4 * SIDE;
+    sheet.src = new URL(`./models/${file}.png`, import.meta.url).href;
+    await sheet.decode();
+    const canvas = Object.assign(document.createElement('canvas'), {width: wide, height: wide});
+    const context = canvas.getContext('2d');
+    context.drawImage(sheet, 0, 0);
+    const {data} = context.getImageData(0, 0, wide, wide), x = new Float32Array(ROWS * SIZE);
+    for (let i = 0; i < wide * wide; i++) {
+      const [row, column] = [Math.floor(i / wide), i % wide];
+      const k = 4 * Math.floor(row / SIDE) + Math.floor(column / SIDE);
+      x[k * SIZE + (row % SIDE) * SIDE + column % SIDE] = data[4 * i] / 127.5 - 1;
+    }
+    const drawn = name === 'jumped' ? this.last : this.walking;
+    if (!drawn) this.show(name, x, 'Sixteen garments from the noise of seed 3, drawn in Python');
+    return x;
   }
 
   // What stands in the controls; an Error in one sentence where it makes no sense
