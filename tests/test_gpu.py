@@ -107,10 +107,13 @@ def test_a_bare_machine_goes_on_from_the_results_alone(home):
     assert (home / "runs" / model).read_bytes() == (home / "runs-elsewhere" / model).read_bytes()
 
 
+@pytest.mark.slow
 def test_fid_where_inception_is_at_hand(home):
     "By a stand-in of the published file, from the model that lies there; a second call has it."
     from test_features import INCEPTION, Layers, Original, write
 
+    if not (home / "out").exists():
+        call(home, "out", "runs", "--only", "small")
     file = write(Original(Layers()), home / f"{INCEPTION}.pt")
     said = call(home, "out", "runs", "--only", "fid", inception=file)
     found = [line for line in lines(home) if line["task"] == "fid"]

@@ -628,8 +628,10 @@ for p in train(Precond(MLP(2, 8, 2)), data, config, sys.argv[1]):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-@pytest.mark.parametrize("body", ["time.sleep(0.01)", "pass"])
+@pytest.mark.parametrize(
+    "number, body",
+    [(signal.SIGTERM, "time.sleep(0.01)"), (signal.SIGHUP, "pass"), (signal.SIGINT, "pass")],
+)
 def test_what_schedulers_send_saves_first(number, body, tmp_path):
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD.format(body=body), tmp_path / "run"],
