@@ -663,6 +663,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'ect_nb.io.data._pictures_at': ('workshop/your_pictures.html#_pictures_at', 'ect_nb/io/data.py'),
                                 'ect_nb.io.data._present': ('workshop/your_pictures.html#_present', 'ect_nb/io/data.py'),
                                 'ect_nb.io.data._read_npy': ('workshop/your_pictures.html#_read_npy', 'ect_nb/io/data.py'),
+                                'ect_nb.io.data._rows_of': ('workshop/your_pictures.html#_rows_of', 'ect_nb/io/data.py'),
                                 'ect_nb.io.data._say_unread': ('workshop/your_pictures.html#_say_unread', 'ect_nb/io/data.py'),
                                 'ect_nb.io.data._seen': ('workshop/your_pictures.html#_seen', 'ect_nb/io/data.py'),
                                 'ect_nb.io.data._shipped': ('workshop/your_pictures.html#_shipped', 'ect_nb/io/data.py'),

@@ -706,3 +706,11 @@ def test_statistics_of_the_wardrobe():
     it, mapped to [-1, 1], comes within 0.005."""
     mean, std = data.statistics(load("fashion_mnist_20k"))
     assert abs(mean - (2 * 0.2860 - 1)) < 0.005 and abs(std - 2 * 0.3530) < 0.005
+
+
+def test_conditions_go_with_their_pictures():
+    words = torch.arange(6.0)[:, None] * torch.ones(3)
+    x = Pictures(torch.zeros(6, 1, 4, 4, dtype=torch.uint8), conditions=dict(words=words))
+    assert torch.equal(x.subset([4, 1]).to("cpu").conditions["words"], words[[4, 1]])
+    with pytest.raises(ValueError, match="words is wanted as a tensor with a row for each"):
+        Pictures(x.images, conditions=dict(words=words[:5]))

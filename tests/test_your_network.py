@@ -78,10 +78,9 @@ def pictures(shape, classes):
 
 def texts():
     "Pictures of 8 x 8, each with a text of five words, a word being eight numbers."
-    found = pictures((3, 8, 8), 0)
     words = torch.randn(80, 5, 8, generator=torch.Generator().manual_seed(2))
-    found.conditions = dict(encoder_hidden_states=words)
-    return found
+    images = pictures((3, 8, 8), 0).images
+    return data.Pictures(images, conditions=dict(encoder_hidden_states=words))
 
 
 RUNS = dict(
@@ -121,7 +120,8 @@ def killed(tmp_path_factory):
     )
     for _ in range(2):
         name, number = child.stdout.readline().split()
-        while not list((home / name).glob("state/step-*")) and child.poll() is None:
+        until = time.monotonic() + 120
+        while not list((home / name).glob("state/step-*")) and time.monotonic() < until:
             time.sleep(0.02)
         os.kill(int(number), signal.SIGKILL)
     assert child.communicate()[0].split() == [str(-signal.SIGKILL)] * 2
@@ -185,10 +185,9 @@ def test_texts_reach_a_unet_that_is_killed_continued_and_measured(tmp_path, kill
     z = torch.randn(2, 3, 8, 8)
     one, other = (sample(f, z, encoder_hidden_states=e[i : i + 2]) for i in (0, 2))
     assert one.isfinite().all() and not torch.equal(one, other)
-    record = measure(Captioned(f, e), texts(), EYE, (80.0, 1.0), n=60, batch=30, groups=5)
+    record = measure(Captioned(f, e).eval(), texts(), EYE, (80.0, 1.0), n=60, batch=30, groups=5)
     assert record["low"] <= record["value"] <= record["high"]
-    mute = texts()
-    mute.conditions = dict(encoder_hidden_states=torch.zeros_like(e))
+    mute = data.Pictures(texts().images, conditions=dict(encoder_hidden_states=0 * e))
     for p in train(text_unet(), mute, TUNE):
         pass
     assert not same(p.ema, f)  # the texts made a difference to what was learned

@@ -157,15 +157,25 @@ def _indices(which, n, generator=None, draw=False):
 def _digest(images):
     return files.digest(repr(tuple(images.shape)), images.cpu().numpy(), digits=16)
 
+
+def _rows_of(conditions, n):
+    "The `conditions` as they are; ValueError for one that has not `n` rows."
+    for name, value in conditions.items():
+        if not torch.is_tensor(value) or value.shape[:1] != (n,):
+            raise ValueError(f"Condition {name} is wanted as a tensor with a row for each picture.")
+    return dict(conditions)
+
 # %% ../../nbs/workshop/your_pictures.ipynb #414f24ee
 class Pictures:
     """A set of pictures: `images` uint8 (N, C, H, W) with C 1 or 3, `labels` int64 (N,) or None,
-    `classes` their names, `name` for the record; `shape` is (C, H, W)."""
+    `classes` their names, `name` for the record, `conditions` tensors (N, …) that a network is
+    told, by its names for them; `shape` is (C, H, W)."""
 
-    def __init__(self, images, labels=None, classes=None, name="pictures"):
+    def __init__(self, images, labels=None, classes=None, name="pictures", conditions=None):
         labels = None if labels is None else _whole(labels, getattr(images, "device", None))
         self.images, self.labels = images, labels
         self.classes, self.name = list(classes or []), str(name)
+        self.conditions = _rows_of(conditions or {}, len(images))
         _check(images, labels, self.classes)
 
     def __len__(self):
@@ -189,14 +199,16 @@ class Pictures:
 
     def to(self, device):
         "The same pictures, and their labels, on `device`."
-        return Pictures(self.images.to(device), self.labels, self.classes, self.name)
+        images = self.images.to(device)
+        return Pictures(images, self.labels, self.classes, self.name, self.conditions)
 
     def subset(self, which):
-        """The first `which` pictures if it is a number, else those at the indices `which`; labels
-        and names go with them."""
+        """The first `which` pictures if it is a number, else those at the indices `which`; labels,
+        names and conditions go with them."""
         i = _indices(which, len(self)).to(self.images.device)
         labels = None if self.labels is None else self.labels[i]
-        return Pictures(self.images[i], labels, self.classes, self.name)
+        told = {k: v[i.to(v.device)] for k, v in self.conditions.items()}
+        return Pictures(self.images[i], labels, self.classes, self.name, told)
 
     def batch(self, indices, generator=None):
         """Float32 pictures (B, C, H, W) in [-1, 1] at `indices`, on the set's device; a number B
