@@ -1385,6 +1385,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'ect_nb.show.pictures.png_bytes': ('inside/pictures.html#png_bytes', 'ect_nb/show/pictures.py'),
                                       'ect_nb.show.pictures.png_size': ('inside/pictures.html#png_size', 'ect_nb/show/pictures.py'),
                                       'ect_nb.show.pictures.quick_png': ('inside/pictures.html#quick_png', 'ect_nb/show/pictures.py'),
+                                      'ect_nb.show.pictures.readable': ('inside/pictures.html#readable', 'ect_nb/show/pictures.py'),
                                       'ect_nb.show.pictures.sharpness': ('inside/pictures.html#sharpness', 'ect_nb/show/pictures.py'),
                                       'ect_nb.show.pictures.sheet_png': ('inside/pictures.html#sheet_png', 'ect_nb/show/pictures.py'),
                                       'ect_nb.show.pictures.show_figure': ('inside/pictures.html#show_figure', 'ect_nb/show/pictures.py'),

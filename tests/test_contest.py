@@ -8,6 +8,7 @@ import torch
 from ect_nb.course import contest
 from ect_nb.diffusion import Precond
 from ect_nb.io import data, weights
+from ect_nb.measure import metrics
 from ect_nb.measure.metrics import Distance
 from ect_nb.networks import UNet
 from PIL import Image
@@ -41,7 +42,7 @@ def bad_files(tmp_path):
         tmp_path / f"{n}.safetensors" for n in ("many", "wide", "nan", "text", "cut", "rising")
     )
     weights.save(unet(), many, times=[80.0, 9.0, 4.0, 2.0, 1.0])
-    weights.save(unet(model_channels=96, channel_mult=(1, 2), patch=1), wide)
+    weights.save(unet(model_channels=96, channel_mult=(1, 2), patch=1), wide, parameters=1, steps=1)
     model = unet()
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
@@ -71,6 +72,29 @@ def test_what_the_rules_do_not_allow_is_a_sentence_and_no_rank(tmp_path, against
         ), entry.error
 
 
+def test_pictures_by_heart_earn_what_they_are_worth(tmp_path, against):
+    """An entry that draws one picture whatever the noise is farther away than the start, and the
+    same weights under another name, with other claims, get the same rank."""
+    garment = data.load("fashion_mnist_20k").batch(torch.tensor([0]))
+    fixed, start = (
+        tmp_path / "by_heart.safetensors",
+        data.find("fashion_mnist_diffusion.safetensors"),
+    )
+    model = unet()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        for p in model.parameters():
+            if p.shape == (16,):  # the last layer's: a patch of 4 by 4
+                p.copy_(garment[0, 0, 12:16, 12:16].flatten())
+    weights.save(model, fixed)
+    weights.save(model, tmp_path / "again.safetensors", distance=0.0, rank=1)
+    files = fixed, tmp_path / "again.safetensors", start
+    entries = [contest.evaluate(f, seed=2, n=60, against=against) for f in files]
+    assert all(e.error == "" for e in entries)
+    assert entries[0].few == entries[1].few and contest.ranks([e.few for e in entries]) == [2, 2, 1]
+
+
 def test_an_entry_that_never_ends_is_ended(tmp_path, against, monkeypatch):
     file = tmp_path / "slow.safetensors"
     weights.save(unet(), file)
@@ -98,6 +122,17 @@ def test_the_judge_may_bring_pictures_that_nobody_has(tmp_path, against):
         Image.fromarray(picture.squeeze().numpy()).save(tmp_path / f"{i:02}.png")
     own, _ = contest.reference(tmp_path)
     assert own.n == 40 and against[0].n == len(test)
+
+
+def test_where_the_judge_has_the_full_set_no_picture_of_the_kit_is_asked(monkeypatch):
+    kit = data.load("fashion_mnist_20k", split="test")
+    more = torch.cat([kit.images, 255 - kit.images[:30]])
+    full = data.Pictures(more, name="fashion_mnist")
+    monkeypatch.setattr(contest.data, "load", lambda name, **k: kit if "20k" in name else full)
+    own, eye = contest.reference()
+    assert own.n == 30
+    want = metrics.moments(eye, full.subset(list(range(len(kit), len(full)))))
+    assert torch.equal(own.mean, want.mean)
 
 
 def test_three_entries_to_be_measured_against(tmp_path, monkeypatch):

@@ -18,18 +18,18 @@ import sys, torch
 from ect_nb import ECT, MLP, Config, Precond, objectives, sample, train
 from ect_nb.objectives import *
 from ect_nb.schedules import *
-folder = sys.argv[1]
-settings = eval(sys.argv[2], globals())
 from dataclasses import replace
-config = replace(settings, kimg=0.32, batch=32)
 points = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
-model = Precond(MLP(2, 8, 2))
-for stop in (4, None):
-    for step in train(model, points, config, folder):
-        assert step.loss.isfinite()
-        if step.step == stop:
-            break
-assert step.images == 320 and sample(step.ema, torch.randn(3, 2)).isfinite().all()
+for i, settings in enumerate(sys.argv[2:]):
+    folder = f"{sys.argv[1]}_{i}"
+    config = replace(eval(settings, globals()), kimg=0.32, batch=32)
+    model = Precond(MLP(2, 8, 2))
+    for stop in (4, None):
+        for step in train(model, points, config, folder):
+            assert step.loss.isfinite()
+            if step.step == stop:
+                break
+    assert step.images == 320 and sample(step.ema, torch.randn(3, 2)).isfinite().all()
 """
 
 
@@ -67,16 +67,21 @@ def test_there_are_three_examples():
     assert [what for what, *_ in examples()] == ["mapping", "metric", "method"]
 
 
-@pytest.mark.parametrize("what, page, source, use", examples(), ids=lambda v: v[:7])
-def test_the_example_is_one_cell_in_one_notebook(what, page, source, use, copy):
-    add_cell(copy / page, source.rstrip("\n"))
+def test_each_example_is_one_cell_in_one_notebook_and_trains(copy):
+    pages = {page for _, page, _, _ in examples()}
+    for _, page, source, _ in examples():
+        add_cell(copy / page, source.rstrip("\n"))
     env = os.environ | {"PYTHONPATH": str(copy)}
     run = dict(cwd=copy, env=env, capture_output=True, text=True)
     done = subprocess.run([Path(sys.executable).parent / "nbdev-export"], **run)
     assert done.returncode == 0, done.stderr
     touched = changed(copy)
-    assert [n for n in touched if n.endswith(".ipynb")] == [page] and len(touched) == 3, touched
-    done = subprocess.run([sys.executable, "-c", USE, copy / "run", use], **run)
+    assert {n for n in touched if n.endswith(".ipynb")} == pages
+    assert len(touched) == 2 * len(pages) + 1, touched  # a module each, and the index of names
+    uses = [use for *_, use in examples()]
+    done = subprocess.run([sys.executable, "-c", USE, copy / "run", *uses], **run)
     assert done.returncode == 0, done.stderr
-    name = re.search(r"^(?:class|def) (\w+)", source, re.M)[1]
-    assert name in json.dumps(json.loads((copy / "run" / "config.json").read_text())["config"])
+    for i, (_, _, source, _) in enumerate(examples()):
+        name = re.search(r"^(?:class|def) (\w+)", source, re.M)[1]
+        config = json.loads((copy / f"run_{i}" / "config.json").read_text())["config"]
+        assert name in json.dumps(config)

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 import re
 import sys
-from test_exercises import ROOT, changed, names, slips_of
+from test_exercises import ROOT, asked_once, changed, names, slips_of  # noqa: F401, a fixture
 
 sys.path.insert(0, str(ROOT / "tools"))
 import exercises

@@ -11,7 +11,7 @@ import pytest
 import random
 import signal
 import torch
-from test_exercises import ALL, names
+from test_exercises import ALL, asked_once, names  # noqa: F401, a fixture of every test here
 
 OPEN = {
     "check_recipe": "a recipe is judged by the error it reaches, whatever its settings",
@@ -159,7 +159,7 @@ def test_ten_mutants_are_refused(path, nb, e):
                 refused += 1
             elif e.check not in OPEN and not gives_the_same(own[e.answer], calls):
                 passed.append(text)
-            if refused == 10 + 6 * (e.stars < 3):
+            if refused == 10:
                 break
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -4,6 +4,10 @@ import nbformat
 import pytest
 import re
 import sys
+from ect_nb.measure.atlas import Atlas
+from ect_nb.show.pictures import draw_png
+from ect_nb.show.tradeoff import explorer_figure, setting, walk_of
+from matplotlib.text import Text
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +32,31 @@ def test_a_page_becomes_few_slides_with_all_its_pictures_and_predictions(name, t
 
 def test_the_smallest_type_of_a_picture_is_24_px():
     assert slides.GROW * 8 * 96 / 72 >= 24
+
+
+def shown_type(fig, dpi):
+    "The smallest type of a figure, in pixels of a screen 1920 wide."
+    across = fig.get_figwidth() * dpi
+    sizes = [t.get_fontsize() for t in fig.findobj(Text) if t.get_text()]
+    return min(sizes) * dpi / 72 * min(slides.GROW, 1920 / across)
+
+
+def test_on_a_projector_the_widest_panel_is_readable_and_nothing_of_it_is_cut_off(monkeypatch):
+    atlas = Atlas.load()
+    run = atlas.runs["fashion-ect-seed0"]
+    walk, kin = walk_of(atlas, run), atlas.family(run)[1:]
+    here, there = setting(run, 24, 2), setting(walk, 0, 35)
+    drawn = lambda: explorer_figure(run, here, walk, there, kin)
+    monkeypatch.setenv("ECT_NB_SHARP", "1")
+    draw_png(before := drawn())
+    assert shown_type(before, 100) < 24
+    monkeypatch.setenv("ECT_NB_SHARP", "2")
+    draw_png(fig := drawn())
+    assert shown_type(fig, 100) >= 24
+    for ax in fig.axes:
+        if legend := ax.get_legend():
+            box, whole = legend.get_window_extent(), fig.bbox
+            assert 0 <= box.x0 and box.x1 <= whole.x1 and 0 <= box.y0 and box.y1 <= whole.y1
 
 
 def test_another_page_is_a_sentence(tmp_path):

@@ -181,3 +181,35 @@ def test_a_plan_that_does_not_add_up_is_told():
     said["poll"][0]["heading"] = "No such heading"
     told = "\n".join(teaching.offences(said))
     assert "adds up to 91 minutes" in told and "No such heading" in told
+
+
+def test_every_heading_of_teaching_stands_between_blank_lines_and_every_link_leads_somewhere():
+    text = (ROOT / "TEACHING.md").read_text(encoding="utf-8")
+    prose = re.sub(r"```.*?```", "(code)", text, flags=re.S)
+    assert not re.findall(r"[^\n]\n#{1,4} .*|^#{1,4} .*\n[^\n]", prose, re.M)
+    assert not re.findall(r"\n\n\n", prose)
+    for target, heading in re.findall(r"\]\((nbs/[^)#]+)#([^)]+)\)", text):
+        nb = (ROOT / target).read_text(encoding="utf-8")
+        assert f"## {heading.replace('-', ' ')}" in nb.replace("-", " "), (target, heading)
+
+
+def test_every_day_of_the_week_has_ninety_minutes():
+    import teaching
+
+    days = {}
+    for minutes, _, _, words in teaching.plan_file()["plan"][2]["block"]:
+        days[words[:5]] = days.get(words[:5], 0) + minutes
+    assert days == {f"Day {k}": 90 for k in range(1, 6)}
+
+
+def test_the_key_of_the_poll_on_steps_and_budget_is_what_the_atlas_says():
+    from ect_nb.measure.atlas import Atlas
+    from ect_nb.show.tradeoff import setting
+
+    atlas = Atlas.load()
+    for run in atlas.family(atlas.runs["fashion-ect-seed0"]):
+        far = lambda kimg, nfe, run=run: setting(run, kimg, nfe).value
+        for kimg in (1, 2, 4, 8):
+            assert far(kimg, 2) < far(2 * kimg, 1)
+        assert 55 < far(4, 1) < 65 and 15 < far(4, 2) < 18 and 29 < far(8, 1) < 36
+        assert max(far(8, 2) - far(8, 4), far(8, 2) - far(16, 2)) < 2

@@ -3,8 +3,9 @@
 A slide for each heading and each picture, one file without anything from elsewhere; arrow keys or
 Page Down go on. Laid out for 1920 by 1080: type of at least 30 px, and pictures 2.25 times as large
 as on the page, so that their smallest type, 8 points, is 24 px; one wider than 853 px on the page
-is fitted to the screen (9 points of the widest, 1040, are 22 px). `--run` runs the page first, with
-pictures twice as fine (00 takes minutes); else the stored ones are shown."""
+is fitted to the screen. `--run` runs the page first, with pictures twice as fine (00 takes
+minutes), in which type that would be smaller than 24 px is drawn larger; else the stored ones are
+shown."""
 
 import argparse
 import html

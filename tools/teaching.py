@@ -86,12 +86,14 @@ def slips():
         found = tomllib.loads(file.read_text(encoding="utf-8")).get("slip", [])
         if not found:
             continue
-        yield f"\n<details><summary>Page {file.stem}: {len(found)} slips</summary>\n"
-        yield "| exercise | where it should be | one writes | and is told |\n|---|---|---|---|"
+        rows = ["| exercise | where it should be | one writes | and is told, in part |"]
+        rows += ["|---" * 4 + "|"]
         for s in found:
             old, new, says = (one_line(s[k]) for k in ("old", "new", "says"))
-            yield f"| {s['exercise'].removeprefix('check_')} | `{old}` | `{new}` | {says} |"
-        yield "\n</details>"
+            rows += [f"| {s['exercise'].removeprefix('check_')} | `{old}` | `{new}` | {says} |"]
+        table = "\n".join(rows)
+        head = f"<details><summary>Page {file.stem}: {len(found)} slips</summary>"
+        yield f"{head}\n\n{table}\n\n</details>"
 
 
 def open_ones(said):
@@ -149,11 +151,10 @@ def text(said):
         *polls(said),
         "## Projecting",
         "`python tools/slides.py 00_sixty_seconds out/slides` makes slides of a page, a heading, a "
-        "prediction or a picture each, type of 24 px and more on 1080 lines; `--run` runs the page "
-        "for pictures twice as fine. `python tools/lab.py --projector` (or `ECT_NB_SHARP=2` before "
-        "Jupyter starts) draws "
-        "pictures twice as fine; with the browser at 200 % type of 9 points is 24 sharp pixels on "
-        "1080 lines.",
+        "prediction or a picture each; `--run` runs the page for pictures twice as fine, whose "
+        "type is at least 24 px on 1080 lines. `python tools/lab.py --projector` (or "
+        "`ECT_NB_SHARP=2` before Jupyter starts) draws such pictures; with the browser at 200 % "
+        "type of 9 points is 24 sharp pixels on 1080 lines.",
         "## Grading",
         "A check gives 1 for a right answer, a half for a slip that it knows by name, 0 otherwise; "
         "points are that times the stars. What a hand-in says of itself is not read: the answers "
@@ -175,15 +176,29 @@ def text(said):
         "## The contest",
         "From the shipped start to garments in one evaluation and in at most four: at most 24,000 "
         "pictures of tuning or 60 s, at most two million parameters, one safetensors file. `python "
-        "-m ect_nb contest board FOLDER` judges all with the same unseen noise and prints ranks "
-        "that differ only where intervals do.",
+        "-m ect_nb contest evaluate FILE` judges one, `... board FOLDER` all with the same unseen "
+        "noise, and prints ranks that differ only where intervals do; `... references FOLDER` "
+        "tunes three entries to compare with. Pictures that no entry was tuned on: `--pictures "
+        "FOLDER` names garments of 28 by 28 that only you have; without it the 8,000 test pictures "
+        "that do not come with the kit are asked where `ECT_NB_DATA` has the full Fashion-MNIST "
+        "(Debian's `dataset-fashion-mnist`), and else the kit's own 2,000, which students have.",
         "## What goes wrong",
         *slips(),
         "## Answers",
         *answers(),
         "<!-- Written by tools/teaching.py from teaching.toml, pages and tests/slips. -->",
     ]
-    return "\n".join(part if part.startswith(("|", "- ", "  <")) else part + "\n" for part in parts)
+    return joined(parts)
+
+
+def joined(parts):
+    "The parts with a blank line between them, but where one item of a list follows another."
+    goes_on = lambda part: part.startswith(("- ", "  <"))
+    out = ""
+    for part, after in zip(parts, [*parts[1:], ""]):
+        part = part.strip("\n")
+        out += part + ("\n" if goes_on(part) and goes_on(after) else "\n\n")
+    return out.rstrip("\n") + "\n"
 
 
 if __name__ == "__main__":

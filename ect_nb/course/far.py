@@ -284,25 +284,23 @@ _LOOKS = ("open", "os.listdir", "os.scandir", "os.walk", "glob.glob", "os.chdir"
 # %% ../../nbs/inside/far.ipynb #ae735731
 def _fence(roots):
     "From now on this process reads below `roots` only, writes nothing, starts nothing."
-    real, inside = os.path.realpath, os.path.commonpath
+    never, looks, number, denied = _NEVER, _LOOKS, int, PermissionError
+    is_a, text, real = isinstance, os.fsdecode, os.path.realpath
+    writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
     roots = [real(r) for r in roots if r and os.path.isdir(r)]
-    devices = ("/dev/null", "/dev/urandom", "/dev/random")
-
-    def refuse(what):
-        raise PermissionError(f"an answer may not use {what}")
+    below = (*(r + os.sep for r in roots), "/dev/null", "/dev/urandom", "/dev/random")
 
     def hook(event, args):
-        if event.startswith(_NEVER):
-            refuse(event)
-        if event not in _LOOKS or not args or isinstance(args[0], int):
+        if event.startswith(never):
+            raise denied(f"an answer may not use {event}")
+        if event not in looks or not args or is_a(args[0], number):
             return
-        flags = args[2] if event == "open" and len(args) > 2 and isinstance(args[2], int) else 0
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
-            refuse("a file to write")
-        path = real(os.fsdecode(args[0] if args[0] is not None else "."))
-        known = path in devices or any(r == path or inside([r, path]) == r for r in roots)
+        if event == "open" and is_a(args[2], number) and args[2] & writes:
+            raise denied("an answer may not use a file to write")
+        path = real(text(args[0] if args[0] is not None else "."))
+        known = path in roots or path.startswith(below)
         if not known or "lesson_" in path or "workshop_" in path:
-            refuse(f"{event} outside its own folders")
+            raise denied(f"an answer may not use {event} outside its own folders")
 
     sys.addaudithook(hook)
 
@@ -319,7 +317,7 @@ def _seconds(seconds):
 
 # %% ../../nbs/inside/far.ipynb #12d5f1a6
 def _bounded(memory):
-    "A bound on the memory (MB beyond what is in use) of this process."
+    "A bound on the memory (MB beyond what is in use) of this process, and on files: none."
     try:
         import resource
     except ImportError:  # Windows
@@ -330,6 +328,7 @@ def _bounded(memory):
     except (OSError, ValueError):
         pass
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # no file grows, whatever Python is told
 
 # %% ../../nbs/inside/far.ipynb #345a9807
 class _Answers(Peer):

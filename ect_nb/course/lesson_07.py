@@ -128,13 +128,12 @@ def _wavy(mix, error, wave):
 def _second_times(mix, error, wave, z1, z2, data, grid):
     "What `best_second_time` should name, and {sentence: what a slip would name}."
     f = _wavy(mix, error, wave)
-    x, times = f(80 * z1, 80.0), grid.tolist()
-    twos, areas = (
-        [f(x + t * z2, t) for t in times],
-        lambda samples: [_area(v, data) for v in samples],
-    )
+    x, levels = f(80 * z1, 80.0), grid.repeat_interleave(len(z1))
+    ask = lambda noisy: f(noisy.flatten(), levels).view(noisy.shape)  # all times at once
+    areas = lambda samples: torch.stack([_area(v, data) for v in samples])
     pick = lambda cost: grid[torch.as_tensor(cost).argmin()]
-    right = torch.stack(areas(twos))
+    twos = ask(x + grid[:, None] * z2)
+    right = areas(twos)
     slips = {
         "That is the place in the grid, not the time that stands there: return grid[i].": (
             right.argmin()
@@ -144,9 +143,11 @@ def _second_times(mix, error, wave, z1, z2, data, grid):
         (
             "x was overwritten in the loop, so that each time starts from the answer at the one "
             "before: keep the first answer."
-        ): pick(areas(_chained(f, x, z2, times))),
-        "z1 was used for both noises: put back z2.": pick(areas(f(x + t * z1, t) for t in times)),
-        "No noise was put back before the second evaluation.": pick(areas(f(x, t) for t in times)),
+        ): pick(areas(_chained(f, x, z2, grid.tolist()))),
+        "z1 was used for both noises: put back z2.": pick(areas(ask(x + grid[:, None] * z1))),
+        "No noise was put back before the second evaluation.": pick(
+            areas(ask(x.expand(len(grid), -1)))
+        ),
     }
     return pick(right), slips | {said: pick(cost) for said, cost in _cost_slips(twos, data).items()}
 
