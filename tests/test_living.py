@@ -159,7 +159,9 @@ def stored(name):
     alive = [o for o in outs if "ect-living" in "".join(o.get("text/html", ""))]
     assert len(alive) == 1
     page = html.unescape("".join(alive[0]["text/html"]))
-    call = re.search(r"window\.panel = living\(.*?'panel'\), \"(\w+)\", (\{.*?\})\);</script>", page)
+    call = re.search(
+        r"window\.panel = living\(.*?'panel'\), \"(\w+)\", (\{.*?\})\);</script>", page
+    )
     return call[1], json.loads(call[2]), "".join(alive[0]["text/plain"]), page
 
 

@@ -163,7 +163,7 @@ export class Plot {
     const at = range(xs.length, i => `${this.X(xs[i]).toFixed(1)},${this.Y(ys[i]).toFixed(1)}`);
     return `<polygon points="${at.join(' ')}" ${more}/>`;
   }
-  frame({xs = [], ys = [], xName = '', yName = ''}) {
+  frame({xs = [], ys = [], xName = '', yName = '', away = 38}) {
     const [l, r, t, b] = this.box, parts = [`<rect x="${l}" y="${t}" width="${r - l}"
       height="${b - t}" fill="none" stroke="#888"/>`];
     for (const [v, word] of xs) parts.push(`<path d="M${this.X(v)} ${b}v4" stroke="#888"/>
@@ -171,7 +171,7 @@ export class Plot {
     for (const [v, word] of ys) parts.push(`<path d="M${l} ${this.Y(v)}h-4" stroke="#888"/>
       <text x="${l - 7}" y="${this.Y(v) + 4}" text-anchor="end">${word}</text>`);
     parts.push(`<text x="${(l + r) / 2}" y="${b + 33}" text-anchor="middle">${xName}</text>
-      <text transform="translate(${l - 38} ${(t + b) / 2}) rotate(-90)"
+      <text transform="translate(${l - away} ${(t + b) / 2}) rotate(-90)"
       text-anchor="middle">${yName}</text>`);
     return parts.join('');
   }
@@ -484,7 +484,7 @@ function walks({mixture: about}) {
   const mixture = new Mixture(about), fine = range(80, i => 80 * (1e-3 / 80) ** (i / 79));
   const xs = [100, 10, 1, 0.1, 0.01].map(v => [v, String(v)]).concat([[0.001, '0']]);
   return ({start, sampler, steps, rho, t_min: least}, narrow) => {
-    const sides = narrow ? [52, 390] : [62, 788], look = {x: [110, 0.0009], logX: true};
+    const sides = narrow ? [62, 390] : [72, 788], look = {x: [110, 0.0009], logX: true};
     const top = new Plot({box: [...sides, 10, 240], y: [-2.6, 2.6], ...look});
     const low = new Plot({box: [...sides, 252, 358], y: [1e-7, 100], logY: true, ...look});
     const times = karras(steps, least, rho), states = walk(mixture, start, times,
@@ -502,7 +502,7 @@ function walks({mixture: about}) {
         ${stroke(INK.vermillion, 3)}/>`).join('')
       + top.frame({ys: [-2, -1, 0, 1, 2].map(v => [v, fixed(v, 0)]), yName: 'x / √(1 + t²)'})
       + low.frame({xs, ys: [[1e-6, '10⁻⁶'], [1e-3, '10⁻³'], [1, '1']],
-        xName: 'noise level t, falling', yName: 'shift of the end'});
+        xName: 'noise level t, falling', yName: 'shift of the end', away: 48});
     const nfe = sampler === 'Heun' ? 2 * steps - 1 : steps;
     const words = `${sampler}, steps: ${steps}, evaluations: ${nfe}. The walk ends at `
       + `${end.toFixed(3)}, the path at ${truth.toFixed(3)}, ${Math.abs(end - truth).toFixed(3)} `
