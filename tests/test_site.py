@@ -498,6 +498,9 @@ def test_sixteen_garments_under_a_hand(model):
     model.locator("[data-part=seed]").fill("4")
     model.locator("[data-part=seed]").press("Enter")
     until(model, "modelPage.last.settings.seed === 4")
+    assert "No walk from this noise" in model.locator("[data-part=walked]").get_attribute(
+        "aria-label"
+    )
     one = model.evaluate("modelPage.last.ms")
     assert "1 evaluation each" in says()
     model.locator('[data-times="80, 0.8"]').click()
