@@ -178,4 +178,4 @@ def test_a_stored_panel_says_what_the_widget_said(kind):
     found = drawn(kind, data, *ends)
     assert said.endswith(found[0]["words"])
     print(kind, "ms:", [round(f["took"], 1) for f in found], "kB:", len(page) // 1000)
-    assert found[1]["words"] != found[0]["words"] != found[2]["words"]
+    assert len({f["words"] for f in found}) > 1
