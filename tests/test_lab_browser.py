@@ -397,13 +397,26 @@ def test_by_finger_on_a_small_screen(visit):
     finger(page, plane, Z)
     assert len(drawn(page)) > 60
     short(page, 200, 200)
-    page.locator("[data-tab=learn]").tap()
-    part(page, "learn").tap()
+    tap(page, page.locator("[data-tab=learn]"), "lab.opened === 'learn'")
+    tap(page, part(page, "learn"), "lab.opened === null")
     until(page, "lab.news.done.learn > 10")
     noise = part(page, "noise")
     noise.scroll_into_view_if_needed()
     finger(page, noise, [(0.5, 0.5), (0.3, 0.6)])
     assert page.evaluate("lab.z") == pytest.approx([-1.0, -0.5], abs=0.1)
+
+
+def tap(page, place, done):
+    """Tap on `place` until the expression `done` holds, as a finger does: a Chromium under load
+    loses a tap now and then (once in fourteen runs), and one tap in three must arrive."""
+    for _ in range(3):
+        place.tap(timeout=20_000)
+        for _ in range(40):
+            if page.evaluate(done):
+                return
+            page.wait_for_timeout(50)
+    page.screenshot(path=PICTURES / "failed.png")
+    pytest.fail(f"three taps, and it is still not so that {done}")
 
 
 def finger(page, place, points):
@@ -439,7 +452,7 @@ WITHOUT = dict(
 @pytest.mark.parametrize("name", WITHOUT)
 def test_it_trains_without_worker_and_without_webassembly(visit, name):
     page = visit(script=WITHOUT[name])
-    short(page, 60, 60)
+    short(page, 20, 20)
     pick(page, "fast")
     press(page, "Learn")
     finish(page, "learn")

@@ -159,8 +159,9 @@ def stored(name):
     alive = [o for o in outs if "ect-living" in "".join(o.get("text/html", ""))]
     assert len(alive) == 1
     page = html.unescape("".join(alive[0]["text/html"]))
-    begins = r"window\.panel = living\(.*?'panel'\), "
-    call = re.search(begins + r"\"(\w+)\", (\{.*?\})\);</script>", page)
+    call = re.search(
+        r"window\.panel = living\(.*?'panel'\), \"(\w+)\", (\{.*?\})\);</script>", page
+    )
     return call[1], json.loads(call[2]), "".join(alive[0]["text/plain"]), page
 
 
@@ -177,4 +178,4 @@ def test_a_stored_panel_says_what_the_widget_said(kind):
     found = drawn(kind, data, *ends)
     assert said.endswith(found[0]["words"])
     print(kind, "ms:", [round(f["took"], 1) for f in found], "kB:", len(page) // 1000)
-    assert found[1]["words"] != found[0]["words"] != found[2]["words"]
+    assert len({f["words"] for f in found}) > 1

@@ -1117,8 +1117,8 @@ const STYLE = `
 .ect-lab .done:not(.current) .tab b { border-color: var(--two); color: var(--two); }
 .ect-lab .body { margin-top: 8px; display: grid; gap: 8px; color: var(--soft); font-size: 14px;
   line-height: 1.4; }
-.ect-lab .shapes { display: flex; flex-wrap: wrap; gap: 6px; }
-.ect-lab .shapes label { display: grid; justify-items: center; gap: 1px; width: 62px;
+.ect-lab .shapes { display: flex; flex-wrap: wrap; gap: 6px 2px; }
+.ect-lab .shapes label { display: grid; justify-items: center; gap: 1px; width: 60px;
   padding: 4px 0 3px; border: 1px solid transparent; border-radius: 8px; cursor: pointer;
   font-size: 12px; color: var(--soft); position: relative; }
 .ect-lab .shapes label:hover { background: var(--faint); }

@@ -163,7 +163,7 @@ export class Plot {
     const at = range(xs.length, i => `${this.X(xs[i]).toFixed(1)},${this.Y(ys[i]).toFixed(1)}`);
     return `<polygon points="${at.join(' ')}" ${more}/>`;
   }
-  frame({xs = [], ys = [], xName = '', yName = ''}) {
+  frame({xs = [], ys = [], xName = '', yName = '', away = 38}) {
     const [l, r, t, b] = this.box, parts = [`<rect x="${l}" y="${t}" width="${r - l}"
       height="${b - t}" fill="none" stroke="#888"/>`];
     for (const [v, word] of xs) parts.push(`<path d="M${this.X(v)} ${b}v4" stroke="#888"/>
@@ -171,7 +171,7 @@ export class Plot {
     for (const [v, word] of ys) parts.push(`<path d="M${l} ${this.Y(v)}h-4" stroke="#888"/>
       <text x="${l - 7}" y="${this.Y(v) + 4}" text-anchor="end">${word}</text>`);
     parts.push(`<text x="${(l + r) / 2}" y="${b + 33}" text-anchor="middle">${xName}</text>
-      <text transform="translate(${l - 38} ${(t + b) / 2}) rotate(-90)"
+      <text transform="translate(${l - away} ${(t + b) / 2}) rotate(-90)"
       text-anchor="middle">${yName}</text>`);
     return parts.join('');
   }
@@ -484,7 +484,7 @@ function walks({mixture: about}) {
   const mixture = new Mixture(about), fine = range(80, i => 80 * (1e-3 / 80) ** (i / 79));
   const xs = [100, 10, 1, 0.1, 0.01].map(v => [v, String(v)]).concat([[0.001, '0']]);
   return ({start, sampler, steps, rho, t_min: least}, narrow) => {
-    const sides = narrow ? [52, 390] : [62, 788], look = {x: [110, 0.0009], logX: true};
+    const sides = narrow ? [62, 390] : [72, 788], look = {x: [110, 0.0009], logX: true};
     const top = new Plot({box: [...sides, 10, 240], y: [-2.6, 2.6], ...look});
     const low = new Plot({box: [...sides, 252, 358], y: [1e-7, 100], logY: true, ...look});
     const times = karras(steps, least, rho), states = walk(mixture, start, times,
@@ -502,7 +502,7 @@ function walks({mixture: about}) {
         ${stroke(INK.vermillion, 3)}/>`).join('')
       + top.frame({ys: [-2, -1, 0, 1, 2].map(v => [v, fixed(v, 0)]), yName: 'x / √(1 + t²)'})
       + low.frame({xs, ys: [[1e-6, '10⁻⁶'], [1e-3, '10⁻³'], [1, '1']],
-        xName: 'noise level t, falling', yName: 'shift of the end'});
+        xName: 'noise level t, falling', yName: 'shift of the end', away: 48});
     const nfe = sampler === 'Heun' ? 2 * steps - 1 : steps;
     const words = `${sampler}, steps: ${steps}, evaluations: ${nfe}. The walk ends at `
       + `${end.toFixed(3)}, the path at ${truth.toFixed(3)}, ${Math.abs(end - truth).toFixed(3)} `
@@ -661,8 +661,8 @@ function trainings({names, ranks, exact, maps: packed, errors, losses}) {
 export class LineNet {
   constructor({weights, biases, sigma}) {
     this.sigma = sigma;
-    this.biases = biases.map(b => Float32Array.from(unpacked(b)));
-    this.weights = weights.map(w => Float32Array.from(unpacked(w)));
+    this.biases = biases.map(b => Float64Array.from(unpacked(b)));
+    this.weights = weights.map(w => Float64Array.from(unpacked(w)));
   }
 
   // The inner network at the inputs u and the noise condition c
@@ -670,19 +670,21 @@ export class LineNet {
     const n = u.length, first = this.weights[0], wide = first.length / this.biases[0].length;
     const told = [c, ...range(16, i => Math.sin(8 * c * 1e-4 ** (i / 15))),
       ...range(16, i => Math.cos(8 * c * 1e-4 ** (i / 15)))];
-    let h = new Float32Array(n * this.biases[0].length);
+    let h = new Float64Array(n * this.biases[0].length);
     this.biases[0].forEach((b, o) => {
       const from = o * wide, rest = told.reduce((sum, v, k) => sum + v * first[from + 1 + k], b);
       for (let k = 0; k < n; k++) h[o * n + k] = first[from] * u[k] + rest;
     });
     this.weights.slice(1).forEach((w, layer) => {
       for (let i = 0; i < h.length; i++) h[i] /= 1 + Math.exp(-h[i]);
-      const b = this.biases[layer + 1], inputs = h.length / n, next = new Float32Array(n * b.length);
-      for (let o = 0; o < b.length; o++) {
-        const row = next.subarray(o * n, (o + 1) * n).fill(b[o]);
-        for (let j = 0; j < inputs; j++) {
-          const v = w[o * inputs + j], from = h.subarray(j * n, (j + 1) * n);
-          for (let k = 0; k < n; k++) row[k] += v * from[k];
+      const bias = this.biases[layer + 1], inputs = h.length / n;
+      const next = new Float64Array(n * bias.length);
+      for (let o = 0; o < bias.length; o++) {
+        const row = next.subarray(o * n, (o + 1) * n).fill(bias[o]);
+        for (let j = 0; j < inputs; j += 4) { // four at a time: the width is a multiple of 4
+          const at = o * inputs + j, [a, b, c, d] = [w[at], w[at + 1], w[at + 2], w[at + 3]];
+          for (let k = 0, i = j * n; k < n; k++, i++)
+            row[k] += a * h[i] + b * h[i + n] + c * h[i + 2 * n] + d * h[i + 3 * n];
         }
       }
       h = next;
@@ -691,7 +693,7 @@ export class LineNet {
   }
 
   // f(x, t) of all x: the inner network on an even grid of inputs, and cubics between
-  answers(x, t, nodes = 257) {
+  answers(x, t, nodes = 161) {
     const size = Math.hypot(t, this.sigma), near = 1 / (1 + (t / this.sigma) ** 2);
     let [low, high] = [Infinity, -Infinity];
     for (const v of x) [low, high] = [Math.min(low, v), Math.max(high, v)];

@@ -160,6 +160,7 @@ class Page {
   constructor(element) {
     element.innerHTML = PAGE;
     this.$ = name => element.querySelector(`[data-part="${name}"]`);
+    this.walkedFrom = '3 0'; // seed and share of the noise beside it
     this.begin('jumped', 'tuned');
     this.begin('walked', 'diffusion');
     this.$('go').addEventListener('click', () => this.draw());
@@ -242,6 +243,7 @@ class Page {
   async jump() {
     const settings = this.settings;
     this.$('second').disabled = settings.times.length !== 2;
+    this.from(settings);
     if (!sessions.tuned) this.say('Loading the model …');
     const f = await model('tuned'), began = performance.now();
     const x = await sample(f, this.noise(settings), settings.times, new Dice(settings.seed + 2));
@@ -251,11 +253,20 @@ class Page {
     this.say(`Sixteen garments, ${n} evaluation${n > 1 ? 's' : ''} each: ${Math.round(ms)} ms.`);
   }
 
+  // A walk from other noise than that beside it ends, and its picture goes
+  from({seed, share}) {
+    if (this.walkedFrom === `${seed} ${share}`) return;
+    this.walkedFrom = `${seed} ${share}`;
+    this.walking = {};
+    this.show('walked', null, 'No walk from this noise yet');
+  }
+
   async walk() {
     const settings = (() => {
       try { return this.settings; } catch (error) { this.say(error.message); }
     })();
     if (!settings) return;
+    this.from(settings);
     const mine = this.walking = {}, times = karras(18);
     this.say('Loading the model …');
     try {
