@@ -199,8 +199,9 @@ class Pictures:
 
     def to(self, device):
         "The same pictures, and their labels, on `device`."
-        images = self.images.to(device)
-        return Pictures(images, self.labels, self.classes, self.name, self.conditions)
+        return Pictures(
+            self.images.to(device), self.labels, self.classes, self.name, self.conditions
+        )
 
     def subset(self, which):
         """The first `which` pictures if it is a number, else those at the indices `which`; labels,
