@@ -182,10 +182,8 @@ class Pictures:
         return len(self.images)
 
     def __repr__(self):
-        return (
-            f"Pictures({self.name}: {len(self):,} of {self.shape}, {len(self.classes)} classes, on"
-            f" {self.images.device})"
-        )
+        what = f"{len(self):,} of {self.shape}, {len(self.classes)} classes"
+        return f"Pictures({self.name}: {what}, on {self.images.device})"
 
     @property
     def shape(self):
@@ -199,9 +197,8 @@ class Pictures:
 
     def to(self, device):
         "The same pictures, and their labels, on `device`."
-        return Pictures(
-            self.images.to(device), self.labels, self.classes, self.name, self.conditions
-        )
+        images = self.images.to(device)
+        return Pictures(images, self.labels, self.classes, self.name, self.conditions)
 
     def subset(self, which):
         """The first `which` pictures if it is a number, else those at the indices `which`; labels,
