@@ -7,13 +7,13 @@ import subprocess
 import sys
 import time
 import torch
-from ect_nb import ECT, Config, Denoising, Stages, heun, sample, train
-from ect_nb.diffusion import Precond, karras_times
+from ect_nb import ECT, Config, Stages, heun, sample, train
+from ect_nb.diffusion import karras_times
 from ect_nb.io import data, weights
 from ect_nb.measure.features import random_features
 from ect_nb.measure.kernels import measures
 from ect_nb.measure.metrics import measure
-from ect_nb.networks import UNet, classes_of
+from ect_nb.networks import classes_of
 from ect_nb.training.runs import RunFolder
 from ect_nb.wrapping import DDPM, RectifiedFlow, wrap
 from importlib.util import find_spec
@@ -260,14 +260,8 @@ def adapted(model):
     return model
 
 
-def small():
-    torch.manual_seed(0)
-    return Precond(UNet(8, 3, 8, (1, 2), 1, attention=(4,)))
-
-
-@pytest.mark.parametrize("theirs", [False, True])
-def test_what_was_frozen_stays_to_the_last_bit(tmp_path, theirs):
-    begin = (lambda: unet((3, 8, 8), 0)) if theirs else small
+def test_what_was_frozen_stays_to_the_last_bit(tmp_path):
+    begin = lambda: unet((3, 8, 8), 0)
 
     def last(folder, stop=None):
         torch.manual_seed(3)
@@ -295,13 +289,3 @@ def test_what_was_frozen_stays_to_the_last_bit(tmp_path, theirs):
     again = dict(resumed.ema.named_parameters())
     assert all(torch.equal(v, again[k]) for k, v in learned)
     assert all(v.requires_grad == k.endswith((".A", ".B")) for k, v in p.model.named_parameters())
-
-
-def test_a_denoiser_of_theirs_becomes_one_of_ours():
-    "Trained from nothing in the language of v, the loss falls."
-    losses = []
-    f = unet((1, 28, 28), 0, dropout=0.0)
-    config = Config(Denoising(), kimg=1, batch=16, lr=3e-3)
-    for p in train(f, data.load("fashion_mnist").subset(64), config):
-        losses.append(float(p.loss))
-    assert sum(losses[-15:]) < 0.8 * sum(losses[:15])

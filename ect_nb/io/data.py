@@ -201,8 +201,7 @@ class Pictures:
         return Pictures(images, self.labels, self.classes, self.name, self.conditions)
 
     def subset(self, which):
-        """The first `which` pictures if it is a number, else those at the indices `which`; labels,
-        names and conditions go with them."""
+        "The first `which` pictures if it is a number, else those at its indices, with all theirs."
         i = _indices(which, len(self)).to(self.images.device)
         labels = None if self.labels is None else self.labels[i]
         told = {k: v[i.to(v.device)] for k, v in self.conditions.items()}
