@@ -105,7 +105,7 @@ export class Mixture {
   transport(x, t, r) {
     if (t === r) return x;
     const above = this.tail(x, t, false) > 0.5, share = this.tail(x, t, above);
-    const sign = above ? 1 : -1, reach = 12 * Math.hypot(Math.max(...this.stds), r)
+    const sign = above ? 1 : -1, reach = 40 * Math.hypot(Math.max(...this.stds), r)
       + Math.abs(x) * 1e-3;
     let low = Math.min(...this.means) - reach, high = Math.max(...this.means) + reach;
     let y = (low + high) / 2, last = high - low;
