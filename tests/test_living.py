@@ -56,10 +56,9 @@ def drawn(kind, data, *values):
 
 
 def test_paths_are_the_exact_ones():
-    "Between all levels, far out and in between, at both ends exactly."
-    cases = [
-        (x, t, r) for x in (-90, -3, -0.4, 0.3, 1.2, 150) for t in (0.002, 1, 80) for r in (0, 2)
-    ]
+    "Between all levels, over the whole width of the panels."
+    places, levels = (-2.4, -1, -0.4, 0.3, 1.2, 2.4), (0.002, 1, 80)
+    cases = [(x * math.hypot(1, t), t, r) for x in places for t in levels for r in (0, 2)]
     ask = "({m, task: [lists, cases]}) => cases.map(c => new m.Mixture(lists).transport(...c))"
     found = in_node(ask, [LISTS, cases])
     for (x, t, r), y in zip(cases, found):

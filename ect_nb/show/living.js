@@ -105,7 +105,7 @@ export class Mixture {
   transport(x, t, r) {
     if (t === r) return x;
     const above = this.tail(x, t, false) > 0.5, share = this.tail(x, t, above);
-    const sign = above ? 1 : -1, reach = 12 * Math.hypot(Math.max(...this.stds), r)
+    const sign = above ? 1 : -1, reach = 40 * Math.hypot(Math.max(...this.stds), r)
       + Math.abs(x) * 1e-3;
     let low = Math.min(...this.means) - reach, high = Math.max(...this.means) + reach;
     let y = (low + high) / 2, last = high - low;
@@ -796,9 +796,10 @@ function tangents({xs, ts, truth, ideal, networks}) {
   const found = Object.fromEntries(Object.entries(networks).map(([name, n]) =>
     [name, {...n, answers: unpacked(n.answers), slopes: unpacked(n.slopes)}]));
   const far = (a, b) => Math.sqrt(mean(a.map((v, i) => (v - b[i]) ** 2))), at = xs.map(x => 3 * x);
-  const [rows, columns] = [xs.length, ts.length];
+  const columns = ts.length;
   return ({source, pair, metric}, narrow) => {
     const {answers, slopes, tangent} = found[[source, pair, metric].join(' | ')];
+    const rows = slopes.length / columns;
     const left = new Plot({box: narrow ? [46, 390, 10, 240] : [52, 390, 10, 250],
       x: [at[0], at.at(-1)], y: [-1.5, 1.6]});
     const right = new Plot({box: narrow ? [52, 320, 300, 500] : [456, 700, 10, 250],
