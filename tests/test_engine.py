@@ -205,6 +205,7 @@ def test_a_compiled_step_gives_the_eager_numbers():
     ]
 
 
+@pytest.mark.slow
 def test_the_loop_compiles_a_few_graphs_and_then_no_more(monkeypatch):
     from torch._dynamo.utils import counters
 
