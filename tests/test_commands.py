@@ -25,6 +25,7 @@ from ect_nb.training.recipes import PRESETS
 from ect_nb.training.runs import RunFolder
 from pathlib import Path
 from PIL import Image
+from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = dict(
@@ -273,7 +274,7 @@ def of_the_room(words, tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(b"")
     asked = []
     monkeypatch.setattr(grade, "grade", lambda *a: asked.append(a[0]) or [])
-    monkeypatch.setattr(contest, "reference", lambda *a: None)
+    monkeypatch.setattr(contest, "reference", lambda *a: (SimpleNamespace(n=8000), None))
     monkeypatch.setattr(contest, "references", lambda path, *a: asked.append(path) or [])
     monkeypatch.setattr(
         contest, "evaluate", lambda path, *a: asked.append(path) or contest.Entry(path.stem)
