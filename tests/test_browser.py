@@ -1147,13 +1147,27 @@ def test_a_cell_run_again(page):
     alive(page)
 
 
+def came_back(page, i, within=40):
+    "Whether panel `i` shows its words within so many seconds."
+    from playwright.sync_api import TimeoutError
+
+    try:
+        panel(page, i).locator(".ect-readout").first.wait_for(timeout=1000 * within)
+    except TimeoutError:
+        return False
+    return True
+
+
 def test_the_page_loaded_anew_while_it_trains(page):
     """The kernel lives on: every panel is there again with all it showed, and the training can be
     stopped."""
     button(page, "Start").click()
     rises(page, BATCH)
     save(page)
-    page.reload()
+    for _ in range(4):  # JupyterLab asks a busy kernel for four seconds and then gives up
+        page.reload()
+        if all(came_back(page, i) for i in PANELS):
+            break
     for i in PANELS:
         panel(page, i).locator(".ect-readout").first.wait_for()
     rises(page, seen(page))
