@@ -2,6 +2,7 @@
 generator that came of it to data/fashion_mnist_tuned.safetensors.
 
 usage: python tools/make_fashion_tuned.py [--kimg 24] [--seed 0] [--folder runs/fashion-tuned]
+[--classes]: tune the start that is told the classes, to data/fashion_mnist_classes_tuned.safetensors
 
 Stopped, it continues."""
 
@@ -15,7 +16,8 @@ from ect_nb.training.loop import train
 from ect_nb.training.runs import RunFolder
 from pathlib import Path
 
-START = "fashion_mnist_diffusion.safetensors"
+START = {False: "fashion_mnist_diffusion", True: "fashion_mnist_classes"}
+OUT = {False: "fashion_mnist_tuned", True: "fashion_mnist_classes_tuned"}
 
 
 def main():
@@ -23,7 +25,9 @@ def main():
     args.add_argument("--kimg", type=float, default=24)
     args.add_argument("--seed", type=int, default=0)
     args.add_argument("--folder", type=Path, default=Path("runs/fashion-tuned"))
+    args.add_argument("--classes", action="store_true", help="the start that is told the classes")
     args = args.parse_args()
+    first = data.find(f"{START[args.classes]}.safetensors")
     config = Config(
         objective=ECT(c=0.03),
         kimg=args.kimg,
@@ -36,16 +40,17 @@ def main():
         snapshot_kimg=4,
         seed=args.seed,
     )
-    start, wardrobe = weights.load(data.find(START)), data.load("fashion_mnist_20k")
+    start, wardrobe = weights.load(first), data.load("fashion_mnist_20k")
     for p in train(start, wardrobe, config, args.folder):
         print(f"{p.kimg:g} of {args.kimg:g} thousand pictures", flush=True)
     path = list(RunFolder(args.folder).snapshots().values())[-1]
     facts = weights.header(path)["provenance"] | dict(
-        command=f"python tools/make_fashion_tuned.py --kimg {args.kimg:g} --seed {args.seed}",
+        command=f"python tools/make_fashion_tuned.py --kimg {args.kimg:g} --seed {args.seed}"
+        + " --classes" * args.classes,
         data="fashion_mnist_20k",
-        init=weights.header(data.find(START))["provenance"],
+        init=weights.header(first)["provenance"],
     )
-    out = Path(__file__).parents[1] / "data" / "fashion_mnist_tuned.safetensors"
+    out = Path(__file__).parents[1] / "data" / f"{OUT[args.classes]}.safetensors"
     weights.save(weights.load(path), out, torch.float16, (1, 28, 28), **facts)
 
 
