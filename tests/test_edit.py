@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 from ect_nb.analytic import GaussianMixture
-from ect_nb.edit import SAME, along, bent, blocks, edit, written
+from ect_nb.edit import SAME, along, bent, blocks, edit, guided, written
+from ect_nb.sampling import sample
 
 EIGHT = (80.0, 12.0, 5.0, 2.5, 1.2, 0.7, 0.4, 0.2)
 N = 4000
@@ -109,3 +110,14 @@ def test_bad_times_and_scaled_noise_are_refused():
         edit(bonded(), z, y, known, (0.8, 80.0))
     with pytest.raises(ValueError, match="standard normal"):
         edit(bonded(), 80 * z, y, known, (80.0,))
+
+
+def test_guidance_goes_on_beyond_what_the_class_changed():
+    "Maps that land on a point: the class's, and the middle of all; by hand, for every w."
+    points, middle = torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([[0.5, 1.5]])
+    told = lambda x, t, labels: points[labels] + 0 * x
+    plain = lambda x, t: middle + 0 * x
+    z, labels = torch.randn(6, 2, generator=dice(3)), torch.arange(6) % 2
+    for w in (-1.0, 0.0, 0.5, 2.0):
+        x = sample(guided(told, plain, w), z, (80.0, 0.8), dice(4), labels=labels)
+        assert torch.allclose(x, (1 + w) * points[labels] - w * middle)
