@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pytest
+import sys
 import torch
 from ect_nb.course import far, grade
 from pathlib import Path
@@ -77,7 +78,7 @@ def course(tmp_path_factory):
         said = dict(page="07", name=kind, cells=given, said=dict(check_two_steps=[1, "✓ Right."]))
         (folder / f"{kind}.json").write_text(json.dumps(said), encoding="utf-8")
     (folder / "broken.json").write_text("{")
-    results = grade.grade(folder, seed=1, seconds=3, say=lambda line: None)
+    results = grade.grade(folder, seed=1, seconds=2, workers=1, say=lambda line: None)
     assert not outside.exists() and not (Path.cwd() / "mine").exists()
     return folder, {r["name"]: r for r in results}
 
@@ -112,12 +113,35 @@ def test_what_is_no_hand_in_is_a_line_of_the_table_and_a_page(tmp_path):
     assert grade.found_in(tmp_path / "nothing") == []
 
 
+LIMIT = """import os, resource
+def limit(x):
+    return resource.getrlimit(resource.RLIMIT_FSIZE)[0], os.getpid()
+def hang(x):
+    while True:
+        pass"""
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="no process is forked elsewhere")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no such limits there")
-def test_the_system_lets_no_file_grow_even_where_python_is_not_asked(tmp_path):
+@pytest.mark.parametrize("forks", [False, pytest.param(True, marks=linux)])
+def test_the_system_lets_no_file_grow_even_where_python_is_not_asked(forks, tmp_path):
+    """In a process that Python started, and in one that was forked."""
     package = far.without_checks(Path(ect_nb.__file__).parent, tmp_path / "package")
-    text = "import resource\ndef limit(x):\n    return resource.getrlimit(resource.RLIMIT_FSIZE)[0]"
-    with far.Process([text], package) as process:
-        assert process.answer("limit")(torch.zeros(1)) == 0
+    server = far.ForkServer(package) if forks else None
+    with far.Process([LIMIT], package, 1, server=server) as process:
+        most, number = process.answer("limit")(torch.zeros(1))
+        assert most == 0 and number == process.process.pid
+        with pytest.raises(far.Ended, match="more than 1 seconds"):
+            process.answer("hang")(torch.zeros(1))
+        again = process.answer("limit")(torch.zeros(1))[1] if server else 0
+        assert again != number
+    if server:
+        server.process.kill()  # whoever forks has ended: an answer has a process all the same
+        with far.Process([LIMIT], package, 1, server=server) as process:
+            assert process.answer("limit")(torch.zeros(1))[0] == 0 and process.process.args
+        server.close()
 
 
 def test_a_name_is_neither_a_formula_nor_markup():
