@@ -121,26 +121,19 @@ def hang(x):
         pass"""
 
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="no process is forked elsewhere")
-
-
 @pytest.mark.skipif(os.name == "nt", reason="no such limits there")
-@pytest.mark.parametrize("forks", [False, pytest.param(True, marks=linux)])
-def test_the_system_lets_no_file_grow_even_where_python_is_not_asked(forks, tmp_path):
-    """In a process that Python started, and in one that was forked."""
+def test_the_system_bounds_an_answer_in_a_forked_process_and_in_one_of_its_own(tmp_path):
     package = far.without_checks(Path(ect_nb.__file__).parent, tmp_path / "package")
-    server = far.ForkServer(package) if forks else None
-    with far.Process([LIMIT], package, 1, server=server) as process:
-        most, number = process.answer("limit")(torch.zeros(1))
-        assert most == 0 and number == process.process.pid
-        with pytest.raises(far.Ended, match="more than 1 seconds"):
-            process.answer("hang")(torch.zeros(1))
-        again = process.answer("limit")(torch.zeros(1))[1] if server else 0
-        assert again != number
-    if server:
-        server.process.kill()  # whoever forks has ended: an answer has a process all the same
+    server = far.ForkServer(package) if sys.platform == "linux" else None
+    for kind in [far.Forked] * bool(server) + [far.subprocess.Popen]:
         with far.Process([LIMIT], package, 1, server=server) as process:
-            assert process.answer("limit")(torch.zeros(1))[0] == 0 and process.process.args
+            most, number = process.answer("limit")(torch.zeros(1))
+            assert most == 0 and number == process.process.pid and type(process.process) is kind
+            with pytest.raises(far.Ended, match="more than 1 seconds"):
+                process.answer("hang")(torch.zeros(1))
+        if kind is far.Forked:
+            server.process.kill()  # when it has ended, an answer gets a process all the same
+    if server:
         server.close()
 
 
