@@ -17,8 +17,10 @@ sys.path.insert(0, str(ROOT / "tools"))
 import exercises
 import graders
 
-PAGES = ["lessons/07_sampling", "workshop/measure", "lessons/00_sixty_seconds"]
+PAGES = ["lessons/04_schedules", "workshop/measure", "lessons/00_sixty_seconds"]
 PAGES = [pytest.param(ROOT / "nbs" / f"{name}.ipynb", id=name) for name in PAGES]
+LONG = ROOT / "nbs" / "lessons" / "07_sampling.ipynb"
+PAGES += [pytest.param(LONG, id="lessons/07_sampling", marks=pytest.mark.slow)]
 has = lambda tool: pytest.mark.skipif(not importlib.util.find_spec(tool), reason=f"no {tool}")
 
 

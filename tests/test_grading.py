@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pytest
+import sys
 import torch
 from ect_nb.course import far, grade
 from pathlib import Path
@@ -77,7 +78,7 @@ def course(tmp_path_factory):
         said = dict(page="07", name=kind, cells=given, said=dict(check_two_steps=[1, "✓ Right."]))
         (folder / f"{kind}.json").write_text(json.dumps(said), encoding="utf-8")
     (folder / "broken.json").write_text("{")
-    results = grade.grade(folder, seed=1, seconds=3, say=lambda line: None)
+    results = grade.grade(folder, seed=1, seconds=2, workers=1, say=lambda line: None)
     assert not outside.exists() and not (Path.cwd() / "mine").exists()
     return folder, {r["name"]: r for r in results}
 
@@ -112,12 +113,28 @@ def test_what_is_no_hand_in_is_a_line_of_the_table_and_a_page(tmp_path):
     assert grade.found_in(tmp_path / "nothing") == []
 
 
+LIMIT = """import os, resource
+def limit(x):
+    return resource.getrlimit(resource.RLIMIT_FSIZE)[0], os.getpid()
+def hang(x):
+    while True:
+        pass"""
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no such limits there")
-def test_the_system_lets_no_file_grow_even_where_python_is_not_asked(tmp_path):
+def test_the_system_bounds_an_answer_in_a_forked_process_and_in_one_of_its_own(tmp_path):
     package = far.without_checks(Path(ect_nb.__file__).parent, tmp_path / "package")
-    text = "import resource\ndef limit(x):\n    return resource.getrlimit(resource.RLIMIT_FSIZE)[0]"
-    with far.Process([text], package) as process:
-        assert process.answer("limit")(torch.zeros(1)) == 0
+    server = far.ForkServer(package) if sys.platform == "linux" else None
+    for kind in [far.Forked] * bool(server) + [far.subprocess.Popen]:
+        with far.Process([LIMIT], package, 1, server=server) as process:
+            most, number = process.answer("limit")(torch.zeros(1))
+            assert most == 0 and number == process.process.pid and type(process.process) is kind
+            with pytest.raises(far.Ended, match="more than 1 seconds"):
+                process.answer("hang")(torch.zeros(1))
+        if kind is far.Forked:
+            server.process.kill()  # when it has ended, an answer gets a process all the same
+    if server:
+        server.close()
 
 
 def test_a_name_is_neither_a_formula_nor_markup():

@@ -13,10 +13,11 @@ import signal
 import torch
 from test_exercises import ALL, asked_once, names  # noqa: F401, a fixture of every test here
 
-MOST = [  # a mutant of the recipe is five trainings
-    pytest.param(*p.values, id=p.id, marks=[pytest.mark.slow] * p.id.endswith("check_recipe"))
-    for p in ALL
+LONG = "check_recipe", "check_best_second_time", "check_end_of_path"  # of many model calls each
+MOST = [
+    pytest.param(*p.values, id=p.id, marks=[pytest.mark.slow] * p.id.endswith(LONG)) for p in ALL
 ]
+FEW = [p for p in ALL if p.id.endswith(LONG[1:])]  # a mutant of the recipe is five trainings
 
 OPEN = {
     "check_recipe": "a recipe is judged by the error it reaches, whatever its settings",
@@ -143,18 +144,32 @@ def late(*_):
     raise Late
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer")
+timed = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer")
+
+
+@timed
 @pytest.mark.parametrize("path, nb, e", MOST)
 def test_ten_mutants_are_refused(path, nb, e):
+    are_refused(nb, e, 10)
+
+
+@timed
+@pytest.mark.parametrize("path, nb, e", FEW)
+def test_two_mutants_of_a_long_exercise_are_refused(path, nb, e):
+    are_refused(nb, e, 2)
+
+
+def are_refused(nb, e, enough):
+    "No mutant passes until `enough` of them were refused, and so many there are."
     space, calls, refused, passed = names(nb), [], 0, []
     exec(e.solution, space)
     check = space[e.check]
     assert check(heard(space[e.answer], calls)).score == 1
-    old = signal.signal(signal.SIGALRM, late)
+    old = signal.signal(signal.SIGVTALRM, late)
     try:
         for text in mutants(e.solution):
             own = dict(space)
-            signal.setitimer(signal.ITIMER_REAL, 120)
+            signal.setitimer(signal.ITIMER_VIRTUAL, 60)
             try:
                 exec(text, own)
                 said = check(own[e.answer])
@@ -164,13 +179,13 @@ def test_ten_mutants_are_refused(path, nb, e):
                 refused += 1
             elif e.check not in OPEN and not gives_the_same(own[e.answer], calls):
                 passed.append(text)
-            if refused == 10:
+            if refused == enough:
                 break
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, old)
     assert not passed, "\n\n".join(passed)
-    assert refused >= 10, refused
+    assert refused >= enough, refused
 
 
 def test_mutants_are_many_and_differ():

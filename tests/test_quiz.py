@@ -2,7 +2,6 @@
 
 import json
 import pytest
-import subprocess
 import sys
 import tomllib
 import torch
@@ -10,6 +9,9 @@ from ect_nb.course import quiz
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import teaching
+
 KEY = tomllib.loads((ROOT / "tools" / "teaching.toml").read_text(encoding="utf-8"))["quiz"]["key"]
 
 
@@ -49,7 +51,7 @@ def test_what_is_no_answer_is_a_sentence_and_no_file(said, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_answers_come_back_through_files_whatever_the_order(tmp_path):
+def test_answers_come_back_through_files_whatever_the_order(tmp_path, capsys):
     for i in range(6):
         name = f"Zoë {i}/../x"
         for when, right in (("before", 3 + i % 2), ("after", 6 + i % 3)):
@@ -60,9 +62,10 @@ def test_answers_come_back_through_files_whatever_the_order(tmp_path):
     assert len(names) == 6 and wrong == ["quiz_broken.json holds no answers"]
     assert before == pytest.approx([0.3 + 0.1 * (i % 2) for i in range(6)])
     assert after == pytest.approx([0.6 + 0.1 * (i % 3) for i in range(6)])
-    tool = [sys.executable, str(ROOT / "tools" / "teaching.py"), "gain", str(tmp_path)]
-    done = subprocess.run(tool, capture_output=True, text=True, encoding="utf-8")
-    assert "6 answered twice: 35% right before,\n70% after; gain 0.54 [" in done.stdout, done.stderr
+    teaching.main("gain", str(tmp_path))
+    assert "6 answered twice: 35% right before,\n70% after; gain 0.54 [" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="five or more"):
+        teaching.main("gain", str(tmp_path / "nobody"))
 
 
 def test_the_gain_is_hakes_and_its_interval_is_over_students():

@@ -1,11 +1,12 @@
 """Slides of a page: few, whole, and large enough to be read."""
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import re
 import sys
 from ect_nb.measure.atlas import Atlas
-from ect_nb.show.pictures import draw_png
+from ect_nb.show.pictures import draw_png, png_bytes, png_size
 from ect_nb.show.tradeoff import explorer_figure, setting, walk_of
 from matplotlib.text import Text
 from pathlib import Path
@@ -57,6 +58,20 @@ def test_on_a_projector_the_widest_panel_is_readable_and_nothing_of_it_is_cut_of
         if legend := ax.get_legend():
             box, whole = legend.get_window_extent(), fig.bbox
             assert 0 <= box.x0 and box.x1 <= whole.x1 and 0 <= box.y0 and box.y1 <= whole.y1
+
+
+@pytest.mark.parametrize("size, legend", [((4, 3), (1, 1)), ((5, 8), (0, 0)), ((12, 3), (1.02, 1))])
+def test_type_of_8_points_is_24_px_however_wide_or_tall_a_picture_comes_out(
+    size, legend, monkeypatch
+):
+    monkeypatch.setenv("ECT_NB_SHARP", "2")
+    fig, ax = plt.subplots(figsize=size)
+    ax.plot([0, 1], label="a line that has a rather long name in its legend")
+    ax.set_title("a title", fontsize=8)
+    ax.legend(loc="upper left", bbox_to_anchor=legend, fontsize=8)
+    across, down = (side / 2 for side in png_size(png_bytes(fig)))
+    sizes = [t.get_fontsize() for t in fig.findobj(Text) if t.get_text()]
+    assert min(sizes) * 96 / 72 * min(slides.GROW, 1920 / across, 1080 / down) >= 24
 
 
 def test_another_page_is_a_sentence(tmp_path):

@@ -63,11 +63,22 @@ def offences(said):
             yield f"teaching.toml has a rubric for {o['check']}, which {o['page']} does not have."
 
 
+def clock(blocks, sitting):
+    "When each block begins, in a sitting of so many minutes: 0:00, 0:08, ..."
+    spent = 0
+    for minutes, *_ in blocks:
+        yield f"{spent % sitting // 60}:{spent % sitting % 60:02}"
+        spent += minutes
+
+
 def plans(said):
     for p in said["plan"]:
-        rows = "\n".join(f"| {b[0]} | {link(b[1], b[2])} | {b[3]} |" for b in p["block"])
-        head = "| minutes | project | ask, say, do |\n|---|---|---|"
-        total = f"| **{sum(b[0] for b in p['block'])}** | | |"
+        rows = "\n".join(
+            f"| {at} | {b[0]} | {link(b[1], b[2])} | {b[3]} |"
+            for at, b in zip(clock(p["block"], p.get("sitting", p["minutes"])), p["block"])
+        )
+        head = "| at | minutes | project | ask, say, do |\n|---|---|---|---|"
+        total = f"| | **{sum(b[0] for b in p['block'])}** | | |"
         yield f"### {p['name']}\n\n{p['needs']}\n\n{head}\n{rows}\n{total}\n"
 
 
@@ -201,15 +212,20 @@ def joined(parts):
     return out.rstrip("\n") + "\n"
 
 
-if __name__ == "__main__":
+def main(what=None, folder=None):
     said = plan_file()
-    if sys.argv[1:2] == ["gain"]:
+    if what == "gain" and folder:
         sys.path.insert(0, str(ROOT))
         try:
-            print(*gained(sys.argv[2], said["quiz"]["key"]), sep="\n")
-        except (IndexError, ValueError) as error:
+            return print(*gained(folder, said["quiz"]["key"]), sep="\n")
+        except ValueError as error:
             sys.exit(f"teaching: {error}")
-        sys.exit()
+    if what:
+        sys.exit("teaching: say `gain FOLDER`, or nothing to write TEACHING.md.")
     if found := list(offences(said)):
         sys.exit("teaching: " + "\n".join(found))
     Path(OUT).write_text(text(said), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])

@@ -83,7 +83,8 @@ def graded(path, package, seed, seconds=20):
     page = page_of(page, cells, pages := all_pages())
     if page is None:
         return result | dict(name=name, error="it calls no check of any page")
-    with far.Process(cells, package, seconds, data=_data()) as process:
+    server = far.fork_server(package)
+    with far.Process(cells, package, seconds, data=_data(), server=server) as process:
         rows = [
             (key, check.stars or 1, *judged(check, key, process, seed))
             for key, check in pages[page].items()

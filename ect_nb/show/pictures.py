@@ -61,16 +61,20 @@ def png(fig, dpi=96):
     return Image(data=png_bytes(fig, dpi), format="png")
 
 # %% ../../nbs/inside/pictures.ipynb #5ea1ab1e
-def readable(fig, dpi, screen=1920, least=24, grow=2.25):
+def readable(fig, dpi, screen=(1920, 1080), least=24.2, grow=2.25):
     """On a projector, where pictures are sharper than shown, no type of the figure is smaller than
-    `least` pixels of a screen so wide, on which it is shown `grow` times as large if it fits."""
-    if sharpness() > 1:
-        from matplotlib.text import Text
+    `least` pixels of such a screen, on which it is shown `grow` times as large if it fits."""
+    if sharpness() == 1:
+        return
+    from matplotlib.text import Text
 
-        shown = min(grow, screen / (fig.get_figwidth() * dpi))
-        points = least * 72 / (dpi * shown)
+    for _ in range(9):  # larger type can make a picture larger, and so what it is shown at smaller
+        fig.draw_without_rendering()
+        box, size = fig.get_tightbbox(), fig.get_size_inches()
+        across, down = np.maximum(size, (box.width + 0.2, box.height + 0.2))
+        shown = min(grow, screen[0] / (across * dpi), screen[1] / (down * dpi))
         for text in fig.findobj(Text):
-            text.set_fontsize(max(text.get_fontsize(), points))
+            text.set_fontsize(max(text.get_fontsize(), least * 72 / (dpi * shown)))
 
 # %% ../../nbs/inside/pictures.ipynb #e7656378
 def png_bytes(fig, dpi=96, tight=True):
