@@ -79,6 +79,20 @@ ALL = [
 ]
 
 
+LONG = "check_recipe", "check_stop_early", "check_best_second_time"  # seconds for every answer
+
+
+def first_of_the_long(params, seen=()):
+    "The `params`, of which all but the first of a long check are among the slow ones."
+    seen, marked = set(seen), []
+    for p in params:
+        e = p.values[2]
+        slow = [pytest.mark.slow] * (e.check in LONG and e.check in seen)
+        marked.append(pytest.param(*p.values, id=p.id, marks=slow))
+        seen.add(e.check)
+    return marked
+
+
 def slips_of(path, kind="slip"):
     file = ROOT / "tests" / "slips" / f"{key(path)}.toml"
     return tomllib.loads(file.read_text()).get(kind, []) if file.exists() else []
@@ -123,13 +137,13 @@ def test_the_stub_is_not_accepted_and_the_solution_is(path, nb, e):
     assert said.startswith("✓") and said.score == 1, said
 
 
-@pytest.mark.parametrize("path, nb, e", ALL)
-def test_cases_that_nobody_has_seen_are_asked_as_well(path, nb, e):
-    for seed in (1, 2):
-        with hidden(seed):
-            assert verdict(nb, e, e.stub).score == 0
-            said = verdict(nb, e, e.solution)
-            assert said.score == 1, said
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("path, nb, e", first_of_the_long(ALL, LONG))
+def test_cases_that_nobody_has_seen_are_asked_as_well(path, nb, e, seed):
+    with hidden(seed):
+        assert verdict(nb, e, e.stub).score == 0
+        said = verdict(nb, e, e.solution)
+        assert said.score == 1, said
 
 
 @pytest.mark.parametrize("path, nb, e", ALL)
@@ -154,10 +168,15 @@ def test_whatever_is_handed_in_gets_a_sentence(path, nb, e):
         assert said[0] in "✗○" and len(said) > 20 and "\n" not in said.strip(), said
 
 
-@pytest.mark.parametrize("path, nb, e, slip", SLIPS)
+@pytest.mark.parametrize("path, nb, e, slip", first_of_the_long(SLIPS))
 def test_a_usual_slip_is_named(path, nb, e, slip):
     said = verdict(nb, e, changed(e, slip))
     assert said.startswith("✗") and re.search(slip["says"], said) and said.score < 1, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path, nb, e, slip", SLIPS)
+def test_a_usual_slip_earns_less_in_cases_that_nobody_has_seen(path, nb, e, slip):
     with hidden(3):
         assert verdict(nb, e, changed(e, slip)).score < 1
 
