@@ -542,6 +542,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'ect_nb.edit.blocks': ('workshop/edit.html#blocks', 'ect_nb/edit.py'),
                              'ect_nb.edit.edit': ('workshop/edit.html#edit', 'ect_nb/edit.py'),
                              'ect_nb.edit.guided': ('workshop/edit.html#guided', 'ect_nb/edit.py'),
+                             'ect_nb.edit.over_classes': ('workshop/edit.html#over_classes', 'ect_nb/edit.py'),
                              'ect_nb.edit.written': ('workshop/edit.html#written', 'ect_nb/edit.py')},
             'ect_nb.edm2': { 'ect_nb.edm2.Block': ('inside/edm2.html#block', 'ect_nb/edm2.py'),
                              'ect_nb.edm2.Block.__init__': ('inside/edm2.html#block.__init__', 'ect_nb/edm2.py'),
