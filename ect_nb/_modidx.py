@@ -1371,6 +1371,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ect_nb.show.panels._figure_move': ('inside/panels.html#_figure_move', 'ect_nb/show/panels.py'),
                                     'ect_nb.show.panels._hands': ('inside/panels.html#_hands', 'ect_nb/show/panels.py'),
                                     'ect_nb.show.panels.background': ('inside/panels.html#background', 'ect_nb/show/panels.py'),
+                                    'ect_nb.show.panels.brief': ('inside/panels.html#brief', 'ect_nb/show/panels.py'),
                                     'ect_nb.show.panels.buttons': ('inside/panels.html#buttons', 'ect_nb/show/panels.py'),
                                     'ect_nb.show.panels.complaint': ('inside/panels.html#complaint', 'ect_nb/show/panels.py'),
                                     'ect_nb.show.panels.dimmed': ('inside/panels.html#dimmed', 'ect_nb/show/panels.py'),
