@@ -165,6 +165,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'ect_nb.course.far._error': ('inside/far.html#_error', 'ect_nb/course/far.py'),
                                    'ect_nb.course.far._fence': ('inside/far.html#_fence', 'ect_nb/course/far.py'),
                                    'ect_nb.course.far._forked': ('inside/far.html#_forked', 'ect_nb/course/far.py'),
+                                   'ect_nb.course.far._is_made': ('inside/far.html#_is_made', 'ect_nb/course/far.py'),
                                    'ect_nb.course.far._of_object': ('inside/far.html#_of_object', 'ect_nb/course/far.py'),
                                    'ect_nb.course.far._of_tensor': ('inside/far.html#_of_tensor', 'ect_nb/course/far.py'),
                                    'ect_nb.course.far._packages': ('inside/far.html#_packages', 'ect_nb/course/far.py'),
