@@ -1,6 +1,7 @@
 """Hand-ins, honest and not, graded together in one folder, each in a process of its own."""
 
 import csv
+import dataclasses
 import ect_nb
 import io
 import json
@@ -8,6 +9,7 @@ import os
 import pytest
 import sys
 import torch
+from ect_nb import schedules
 from ect_nb.course import far, grade
 from pathlib import Path
 
@@ -135,6 +137,16 @@ def test_the_system_bounds_an_answer_in_a_forked_process_and_in_one_of_its_own(t
             server.process.kill()  # when it has ended, an answer gets a process all the same
     if server:
         server.close()
+
+
+@pytest.mark.parametrize("extra, known", [([], True), ([("more", int, 0)], False)])
+def test_settings_are_known_where_the_cells_of_a_page_define_their_class_anew(extra, known):
+    """Lesson 04 defines Stages, so that a hand-in of it has a class of its own by that name."""
+    held = [(f.name, int, 1) for f in dataclasses.fields(schedules.Stages)]
+    own = dataclasses.make_dataclass("Stages", held + extra)(start=2)
+    said = json.loads(json.dumps(far.encode(own, None, [])))
+    got = far.decode(said, None, {})
+    assert (got == schedules.Stages(2, 1, 1)) is known and type(got) is not type(own)
 
 
 def test_a_name_is_neither_a_formula_nor_markup():

@@ -423,6 +423,12 @@ def alt_text(root):
                         f"{name}, cell {i}: a picture without alternative text; show it with"
                         " show_figure or show_images and say what is seen."
                     )
+                said = out["metadata"].get(mime, {}) if mime.startswith("image/") else {}
+                if len(said.get("alt", "")) > 300:
+                    yield (
+                        f"{name}, cell {i}: an alternative text of {len(said['alt'])} characters;"
+                        " say it in 300, and give numbers in text or a table beside the picture."
+                    )
         for i, text, _ in cells(nb, "markdown"):
             if re.search(r"!\[\s*\]\(|<img(?![^>]*alt=\"[^\"])", text):
                 yield (

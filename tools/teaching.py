@@ -171,8 +171,10 @@ def text(said):
         "points are that times the stars. What a hand-in says of itself is not read: the answers "
         "are asked again about cases drawn when you grade, each hand-in in a process of its own, "
         "which sees no check. `grades/grades.csv` is the table, a page each lies beside it, and "
-        "`grades/seed.txt` repeats the same cases. On Windows the memory of an answer is not "
-        "bounded, only its time.",
+        "`grades/seed.txt` repeats the same cases. A hundred hand-ins took three minutes of a "
+        "processor on Linux, where one process loads PyTorch and forks for each; elsewhere each "
+        "loads it anew, some seconds more. On Windows the memory of an answer is not bounded, "
+        "only its time.",
         GRADES,
         "The open exercises have numbers that the check sees to, and a claim that you read:",
         *open_ones(said),

@@ -25,6 +25,7 @@ import tempfile
 import threading
 import time
 import torch
+from dataclasses import fields
 from .. import objectives, schedules
 from ..analytic import GaussianMixture
 from .check import Ended
@@ -98,13 +99,19 @@ def encode(value, number_of, live, depth=0):
     return _of_object(value, again, number_of)
 
 # %% ../../nbs/inside/far.ipynb #be4090fe
+def _is_made(value):
+    "Whether `value` is one of the settings, also where a page's own cells define its class anew."
+    kind, held = _MADE.get(type(value).__name__), getattr(value, "__dict__", {})
+    return bool(kind) and [f.name for f in fields(kind)] == list(held)
+
+
 def _of_object(value, again, number_of):
     "Mixtures and settings by what they hold, functions by number, the rest by type."
     if type(value) is GaussianMixture:
         return dict(mixture=[again(v) for v in (value.means, value.stds, value.weights)])
     if type(getattr(value, "__self__", None)) is GaussianMixture:
         return dict(method=value.__name__, of=again(value.__self__))
-    if _MADE.get(type(value).__name__) is type(value):
+    if _is_made(value):
         return dict(made=type(value).__name__, fields=again(dict(vars(value))))
     if callable(value):
         return number_of(value)
