@@ -709,6 +709,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'ect_nb.io.datasets._checksum_of': ('inside/datasets.html#_checksum_of', 'ect_nb/io/datasets.py'),
                                     'ect_nb.io.datasets._keys': ('inside/datasets.html#_keys', 'ect_nb/io/datasets.py'),
                                     'ect_nb.io.datasets._labels_of': ('inside/datasets.html#_labels_of', 'ect_nb/io/datasets.py'),
+                                    'ect_nb.io.datasets._numbered': ('inside/datasets.html#_numbered', 'ect_nb/io/datasets.py'),
                                     'ect_nb.io.datasets.numbers': ('inside/datasets.html#numbers', 'ect_nb/io/datasets.py'),
                                     'ect_nb.io.datasets.row': ('inside/datasets.html#row', 'ect_nb/io/datasets.py')},
             'ect_nb.io.export': { 'ect_nb.io.export.Asked': ('inside/export.html#asked', 'ect_nb/io/export.py'),

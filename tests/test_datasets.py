@@ -58,6 +58,16 @@ def test_columns_and_labels_without_decoding():
     other = Rows(items, picture="img", label="fine_label")
     assert torch.equal(other.labels, rows.labels) and other.checksum != rows.checksum
     assert other.checksum == Rows(items, label="fine_label").checksum
+
+
+def test_names_are_numbered_and_a_gap_is_said():
+    items = [dict(image=Image.new("L", (5, 5), i), id=i, label="bca"[i % 3]) for i in range(9)]
+    rows = Rows(items)
+    assert rows.labels.tolist() == [1, 2, 0] * 3 and rows.classes == ["a", "b", "c"]
+    assert Rows([item | dict(label=None) for item in items]).labels is None
+    items[4] |= dict(label=None)
+    with pytest.raises(ValueError, match="item 4 of list has no label"):
+        print(Rows(items).labels)
     with pytest.raises(ValueError, match="picture='…'"):
         Rows([dict(a=1)])
 

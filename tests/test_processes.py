@@ -1,5 +1,5 @@
-"""Several processes train one run: two real ones, joined by Accelerate over gloo on the CPU,
-against one process alone; stopped, killed, and given different things."""
+"""Several processes train one run: two real ones, started by `accelerate launch` and joined over
+gloo on the CPU, against one process alone; stopped, killed, and given different things."""
 
 import json
 import math
@@ -127,41 +127,34 @@ def work(home):
         )
 
 
-def start(home, jobs, n=2):
-    "Processes of one run, their words in files."
-    (home / "jobs.json").write_text(json.dumps(jobs))
+def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    env = os.environ | dict(
-        WORLD_SIZE=str(n),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        OMP_NUM_THREADS="1",
-        GLOO_SOCKET_IFNAME="lo",
-        PYTHONPATH=os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
-    )
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", f"import test_processes; test_processes.work({str(home)!r})"],
-            env=env | dict(RANK=str(i), LOCAL_RANK=str(i)),
-            stderr=open(home / f"log-{i}", "w"),
-            stdout=subprocess.DEVNULL,
-        )
-        for i in range(n)
-    ]
+        return s.getsockname()[1]
 
 
-def together(home, jobs, n=2):
-    "The answers of all processes: {job: [of process 0, of process 1]}."
-    ends = [p.wait(240) for p in start(home, jobs, n)]
-    assert ends == [0] * n, (home / "log-0").read_text()[-2000:] + (home / "log-1").read_text()[
-        -2000:
+def environment(**kw):
+    paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+    own = dict(PYTHONPATH=os.pathsep.join(paths), OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
+    return os.environ | own | kw
+
+
+LAUNCH = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1"
+
+
+def together(home, jobs):
+    "What both processes of an `accelerate launch` answer: {job: [of process 0, of process 1]}."
+    (home / "jobs.json").write_text(json.dumps(jobs))
+    script = home / "script.py"
+    script.write_text(f"import test_processes; test_processes.work({str(home)!r})\n")
+    how = f"{LAUNCH} --mixed_precision no --dynamo_backend no --main_process_port {free_port()}"
+    run = [sys.executable, "-m", *how.split(), str(script)]
+    done = subprocess.run(run, timeout=240, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr[-4000:]
+    answers = lambda job: [
+        json.loads((home / f"{job['name']}-{i}.json").read_text()) for i in (0, 1)
     ]
-    return {
-        j["name"]: [json.loads((home / f"{j['name']}-{i}.json").read_text()) for i in range(n)]
-        for j in jobs
-    }
+    return {job["name"]: answers(job) for job in jobs}
 
 
 def alone(config, model="mlp", folder=None, until=None):
@@ -320,6 +313,54 @@ def test_a_batch_that_does_not_divide_is_a_sentence(pair):
     assert all("does not divide into 2 parts" in s["error"] for s in pair[1]["odd"])
 
 
+def fork(home, rank):
+    "A child of this process that works as process `rank` of the pair of `home`: its number."
+    pid = os.fork()
+    if pid:
+        return pid
+    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=(Path(home) / "port").read_text())
+    try:
+        work(home)
+    finally:
+        os._exit(0)
+
+
+def pairs(*homes):
+    "Two pairs, forked from one process that has all loaded; their numbers, then how each ended."
+    import accelerate  # noqa: F401
+
+    for home in homes:
+        print(*(fork(home, rank) for rank in (0, 1)), flush=True)
+    for _ in range(4):
+        pid, status = os.wait()
+        print(pid, os.waitstatus_to_exitcode(status), flush=True)
+
+
+STEPS = settings(24, state_seconds=-1.0)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    "For each victim the folder of a pair of which it was killed after two states."
+    homes = [tmp_path_factory.mktemp(f"kill-{victim}") for victim in (0, 1)]
+    for home in homes:
+        (home / "jobs.json").write_text(json.dumps([case("kill", STEPS, folder="run", pause=0.1)]))
+        (home / "port").write_text(str(free_port()))
+    code = f"import test_processes as t; t.pairs(*{[str(home) for home in homes]})"
+    run = [sys.executable, "-c", code]
+    parent = subprocess.Popen(run, stdout=subprocess.PIPE, text=True, env=environment())
+    waiting = {i: [int(n) for n in parent.stdout.readline().split()][i] for i in (0, 1)}
+    victims, deadline = list(waiting.values()), time.monotonic() + 120
+    while waiting and time.monotonic() < deadline:
+        for i in [i for i in waiting if len(RunFolder(homes[i] / "run").states()) > 1]:
+            os.kill(waiting.pop(i), signal.SIGKILL)
+        time.sleep(0.01)
+    ends = dict(line.split() for line in parent.communicate(timeout=120)[0].splitlines())
+    assert [ends[str(v)] for v in victims] == [str(-signal.SIGKILL)] * 2
+    return homes
+
+
 @pytest.fixture(scope="module")
 def unhurt(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unhurt") / "run"
@@ -328,57 +369,11 @@ def unhurt(tmp_path_factory):
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_other_and_costs_nothing(tmp_path, unhurt, victim):
+def test_a_killed_process_ends_the_other_and_costs_nothing(killed, unhurt, victim):
     "What two have saved one carries on; that two carry on what is saved is tested above."
-    job = case("kill", settings(24, state_seconds=-1.0), folder="run", pause=0.02)
-    processes, folder = start(tmp_path, [job]), RunFolder(tmp_path / "run")
-    deadline = time.monotonic() + 120
-    while len(folder.states()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    processes[victim].kill()
-    assert (
-        processes[victim].wait(30) == -signal.SIGKILL
-        and processes[1 - victim].wait(120) is not None
-    )
-    answer = json.loads((tmp_path / f"kill-{1 - victim}.json").read_text())
+    home = killed[victim]
+    answer = json.loads((home / f"kill-{1 - victim}.json").read_text())
     assert answer["error"] and answer["steps"][-1] < 24  # gloo tells it that the other is gone
-    assert 0 < load_state(folder)[1]["step"] < 24
-    alone(settings(24), folder=tmp_path / "run")
-    near(weights(tmp_path / "run"), unhurt)
-
-
-def test_accelerate_launch_is_all_it_takes(tmp_path):
-    (tmp_path / "jobs.json").write_text(json.dumps([case("launch", settings(4), folder="run")]))
-    (tmp_path / "script.py").write_text(
-        f"import sys; sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]\nimport test_processes;"
-        f" test_processes.work({str(tmp_path)!r})\n"
-    )
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--multi_gpu",
-            "--num_processes",
-            "2",
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-            "--main_process_port",
-            str(port),
-            str(tmp_path / "script.py"),
-        ],
-        check=True,
-        timeout=240,
-        capture_output=True,
-        env=os.environ | dict(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo"),
-    )
-    said = [json.loads((tmp_path / f"launch-{i}.json").read_text()) for i in (0, 1)]
-    p, losses = alone(settings(4))
-    assert said[0] == said[1] and said[0]["losses"] == pytest.approx(losses, rel=1e-4)
+    assert 0 < load_state(RunFolder(home / "run"))[1]["step"] < 24
+    alone(settings(24), folder=home / "run")
+    near(weights(home / "run"), unhurt)

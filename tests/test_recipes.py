@@ -417,6 +417,7 @@ def test_the_command_says_in_one_sentence_what_is_wrong(args, says, files, tmp_p
     assert said.startswith("ect_nb: ") and re.search(says, said) and len(said) < 500
 
 
+@pytest.mark.slow  # tests/test_commands.py kills the same command, forked, in either phase
 @pytest.mark.skipif(os.name == "nt", reason="kills with SIGKILL")
 def test_the_command_killed_in_the_middle_goes_on_to_the_same_weights(files, tmp_path, capsys):
     "Killed in a process of its own, as a shell starts it; the rest is done here."

@@ -939,7 +939,7 @@ def test_the_checksum_sees_every_bit():
     assert len(found) == 5 and checksum(dict(reversed(a.items()))) == checksum(a)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_tuning_brings_a_toy_nearer_to_the_exact_map(seed, denoiser):
     assert one_step_error(
         finish(

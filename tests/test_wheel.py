@@ -42,17 +42,16 @@ def slim(tmp_path_factory):
     return folder
 
 
-def ran(slim, code):
+@pytest.fixture(scope="module")
+def said(slim):
+    "What a process says that trains and samples, and then asks for more than it has."
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     start = f"import sys; sys.path.insert(0, {str(slim)!r})\n"
-    run = [sys.executable, "-S", "-c", start + code]
+    run = [sys.executable, "-S", "-c", start + USER]
     return subprocess.run(run, env=env, cwd=slim, capture_output=True, text=True)
 
 
-def test_training_and_sampling_need_no_more(slim):
-    result = ran(
-        slim,
-        """
+USER = """
 import torch
 from ect_nb import ECT, Config, MLP, Precond, Stages, sample, train
 from ect_nb.commands import main
@@ -65,16 +64,6 @@ import ect_nb.io.export, ect_nb.io.datasets, ect_nb.training.logs, ect_nb.measur
 heavy = {"matplotlib", "scipy", "torchvision", "plotly", "ipywidgets", "IPython"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 print("done")
-""",
-    )
-    assert result.stdout.endswith("done\n"), result.stderr
-
-
-def test_one_sentence_for_what_is_missing(slim):
-    result = ran(
-        slim,
-        """
-import torch
 from ect_nb.io.export import to_onnx
 from ect_nb.show.pictures import show_images
 from ect_nb.training.logs import tensorboard_log
@@ -87,9 +76,15 @@ for ask in (
         ask()
     except ImportError as e:
         print(e)
-""",
-    )
-    lines = result.stdout.splitlines()
-    assert len(lines) == 3, result.stderr
+"""
+
+
+def test_training_and_sampling_need_no_more(said):
+    assert "done" in said.stdout.splitlines(), said.stderr
+
+
+def test_one_sentence_for_what_is_missing(said):
+    lines = said.stdout.partition("done\n")[2].splitlines()
+    assert len(lines) == 3, said.stderr
     for line, extra in zip(lines, ("notebooks", "export", "logs")):
         assert "is not installed" in line and line.endswith(f'pip install "ect_nb[{extra}]"')

@@ -113,7 +113,8 @@ def _array(im, size, channels):
 # %% ../../nbs/inside/datasets.ipynb #946818e6
 @patch(as_prop=True)
 def labels(self: Rows):
-    "Whole numbers (N,), or None; read once."
+    """Whole numbers (N,), or None; read once. Names are numbered in alphabetical order, and kept as
+    `classes`."""
     if "labels" not in self.__dict__:
         self.__dict__["labels"] = _labels_of(self)
     return self.__dict__["labels"]
@@ -138,8 +139,22 @@ def _labels_of(self):
         if not there or not isinstance(first, dict) and len(first) < 2:
             return None
         whole = [self.dataset[i][key] for i in range(len(self))]
-    labels = torch.as_tensor(list(whole) if not torch.is_tensor(whole) else whole)
+    if all(label is None for label in whole):
+        return None
+    labels = torch.as_tensor(whole if torch.is_tensor(whole) else _numbered(self, list(whole)))
     return labels if labels.is_floating_point() else labels.long()
+
+# %% ../../nbs/inside/datasets.ipynb #5d1e77b4
+def _numbered(rows, labels):
+    "Class numbers for the `labels` of `rows`, which may be names. ValueError names an empty one."
+    gap = next((i for i, label in enumerate(labels) if label is None), None)
+    if gap is not None:
+        raise ValueError(f"item {gap} of {rows.name} has no label: leave it out, or give it one")
+    if not isinstance(labels[0], str):
+        return labels
+    rows.classes = sorted(set(labels))
+    number = {name: i for i, name in enumerate(rows.classes)}
+    return [number[name] for name in labels]
 
 # %% ../../nbs/inside/datasets.ipynb #21f250c1
 def _checksum_of(self):
