@@ -85,9 +85,9 @@ def along(z, other, share):
 
 # %% ../nbs/workshop/edit.ipynb #c1a55e05
 def guided(told, plain, w):
-    """The model f(x, t, labels) = told + w (told - plain): `w` times more of what the class changed.
+    """The model f(x, t, labels) = told + w (told - plain): more of what the class changed.
 
-    0 is `told`; `plain` is asked without labels. Ho & Salimans 2022, arXiv 2207.12598, eq. 6, with
+    `w` 0 is `told`; `plain` is asked without labels. Ho & Salimans 2022, arXiv 2207.12598, eq. 6, with
     two networks."""
 
     def f(x, t, labels):
@@ -98,8 +98,8 @@ def guided(told, plain, w):
 
 # %% ../nbs/workshop/edit.ipynb #c1a55e12
 def over_classes(told, classes):
-    """The model f(x, t): the mean of what `told` answers for each of its `classes`. Of a denoiser, the
-    answer without a class where all are equally likely, as at high levels."""
+    """The model f(x, t): the mean of what `told` answers for each of its `classes`. Of a denoiser,
+    the answer without a class where all are equally likely, as at high levels."""
 
     def f(x, t):
         labels = torch.arange(classes, device=x.device)

@@ -2,7 +2,7 @@
 generator that came of it to data/fashion_mnist_tuned.safetensors.
 
 usage: python tools/make_fashion_tuned.py [--kimg 24] [--seed 0] [--folder runs/fashion-tuned]
-[--classes]: tune the start that is told the classes, to data/fashion_mnist_classes_tuned.safetensors
+[--classes]: tune the start that is told the classes; data/fashion_mnist_classes_tuned.safetensors
 
 Stopped, it continues."""
 
