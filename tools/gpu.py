@@ -335,7 +335,7 @@ def fashion(job):
 
     def fresh():
         torch.manual_seed(0)
-        return Precond(UNet(**made.NETWORK), sigma_data=0.5)
+        return Precond(UNet(**made.PLAIN), sigma_data=0.5)
 
     whole, kimg = job.scale >= 1, max(6000 * job.scale, 0.064)
     config = Config.diffusion(
