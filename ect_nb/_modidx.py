@@ -1082,7 +1082,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'ect_nb.measure.sweeps._move': ('inside/sweeps.html#_move', 'ect_nb/measure/sweeps.py'),
                                        'ect_nb.measure.sweeps.apart': ('inside/sweeps.html#apart', 'ect_nb/measure/sweeps.py'),
                                        'ect_nb.measure.sweeps.ask': ('inside/sweeps.html#ask', 'ect_nb/measure/sweeps.py'),
-                                       'ect_nb.measure.sweeps.several': ('inside/sweeps.html#several', 'ect_nb/measure/sweeps.py'),
                                        'ect_nb.measure.sweeps.sweep': ('inside/sweeps.html#sweep', 'ect_nb/measure/sweeps.py'),
                                        'ect_nb.measure.sweeps.together': ('inside/sweeps.html#together', 'ect_nb/measure/sweeps.py')},
             'ect_nb.networks': { 'ect_nb.networks.Block': ('inside/networks.html#block', 'ect_nb/networks.py'),
