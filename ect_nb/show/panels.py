@@ -55,7 +55,7 @@ def still_html(name, picture, alt, alive=""):
     begin = f'<div class="ect-still ect-still-{name}">'
     seen = image_html(picture, brief(alt), 800)
     if brief(alt) != alt:
-        seen += readout_html(alt)
+        seen += f'<p style="white-space: pre-line">{html.escape(alt)}</p>'
     if alive:
         screen = "@media screen {.ect-print {display: none}}"
         paper = "@media print {.ect-living {display: none}}"
