@@ -87,8 +87,7 @@ def along(z, other, share):
 def guided(told, plain, w):
     """The model f(x, t, labels) = told + w (told - plain): more of what the class changed.
 
-    `w` 0 is `told`; `plain` is asked without labels. Ho & Salimans 2022, arXiv 2207.12598, eq. 6,
-    with two networks."""
+    `w` 0 is `told`; `plain` is asked without labels. Ho & Salimans 2022, arXiv 2207.12598."""
 
     def f(x, t, labels):
         y = told(x, t, labels=labels)
