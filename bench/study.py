@@ -4,6 +4,7 @@ bench/study.jsonl, and `table` writes bench/study.md from it.
 usage:
 python bench/study.py start "model_channels=48, channel_mult=(1, 2), lr=2e-3" --kimg 60
 python bench/study.py tune "batch=16, lr=2e-3" --seeds 0 1 2 [--start FILE] [--share 0.43]
+python bench/study.py minute "batch=32, lr=3e-3" --seeds 0 1 2 [--seconds 60] [--start FILE]
 python bench/study.py agree --seeds 0 --precisions float32 bfloat16 --folder runs/agree
 python bench/study.py table
 
@@ -15,6 +16,7 @@ on."""
 
 import argparse
 import ast
+import copy
 import json
 import platform
 import time
@@ -260,16 +262,17 @@ def trial_start(text, wardrobe, kimg, seed):
     )
 
 
-def turns(models, wardrobe, configs, rounds=12):
-    """Processor seconds a picture of each of the recipes `configs` for its model, steps taken in
-    turns so that all meet the same machine: the median over `rounds`."""
+def turns(models, wardrobe, configs, rounds=12, clock=time.process_time):
+    """Processor seconds a picture (or those of another `clock`) of each of the recipes `configs`
+    for its model, steps taken in turns so that all meet the same machine: the median over
+    `rounds`."""
     runs = [train(m, wardrobe, changed(c, kimg=4, seed=1)) for m, c in zip(models, configs)]
     spent = [[] for _ in runs]
     for _ in range(rounds):
         for run, seconds, c in zip(runs, spent, configs):
-            began = time.process_time()
+            began = clock()
             next(run)
-            seconds.append((time.process_time() - began) / c.batch)
+            seconds.append((clock() - began) / c.batch)
     for run in runs:
         run.close()
     return [float(torch.tensor(s[2:]).median()) for s in spent]
@@ -310,6 +313,35 @@ def trial_tune(text, wardrobe, start, seed, judge, same=False, share=None):
         **judge.few(told(p.ema)),
         **(judge.same(start, p.ema) if same else {}),
     )
+
+
+def trial_minute(text, wardrobe, start, seed, judge, seconds):
+    """Tune the start by the clock on the wall: distances after so many `seconds`, and after the
+    time that the first recipe takes here, measured in turns just before."""
+    config = changed(RECIPE, **settings(text) | dict(seed=seed, kimg=1000))
+    first, recipe = first_recipe()
+    pace, was = turns([start, first], wardrobe, [config, recipe], clock=time.perf_counter)
+    ends, reached = [seconds, 1000 * recipe.kimg * was], []
+    began = time.perf_counter()
+    for p in train(start, wardrobe, config):
+        if (spent := time.perf_counter() - began) >= ends[len(reached)]:
+            reached.append((spent, p.images, copy.deepcopy(p.ema)))
+            if len(reached) == len(ends):
+                break
+    for spent, images, model in reached:
+        write(
+            study="minute",
+            settings=text,
+            seed=seed,
+            start=checksum(start.state_dict()),
+            seconds=round(spent, 1),
+            kimg=images / 1000,
+            first_recipe_seconds=round(ends[1], 1),
+            mflop=round(flops(start, (1, 28, 28)) / 1e6),
+            precision=p.precision,
+            n=judge.n,
+            **judge.few(told(model)),
+        )
 
 
 class Bfloat16ByFloat32(TorchDispatchMode):
@@ -411,6 +443,7 @@ def tables():
         "The start": "start",
         "The start, untuned": "untuned",
         "The recipe": "tune",
+        "By the clock": "minute",
         "One recipe, two judges": "agree",
     }
     for title, study in kinds.items():
@@ -432,7 +465,7 @@ def main():
     args = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    args.add_argument("study", choices=["start", "tune", "untuned", "agree", "table"])
+    args.add_argument("study", choices=["start", "tune", "minute", "untuned", "agree", "table"])
     args.add_argument("settings", nargs="*")
     args.add_argument(
         "--kimg", type=float, default=60, help="pictures of a start's trial, in thousands"
@@ -441,6 +474,7 @@ def main():
     args.add_argument(
         "--share", type=float, help="length of the run, as a share of the first recipe's time"
     )
+    args.add_argument("--seconds", type=float, default=60.0, help="what a minute is")
     args.add_argument("--start", help="another file than the shipped start")
     args.add_argument(
         "--same", action="store_true", help="also count the garments that stay what Heun draws"
@@ -480,7 +514,10 @@ def main():
             trial_agree(precision, wardrobe, start, seed, judge, args.folder)
     for text in args.settings:
         for seed in args.seeds:
-            trial_tune(text, wardrobe, start, seed, judge, args.same, args.share)
+            if args.study == "minute":
+                trial_minute(text, wardrobe, start, seed, judge, args.seconds)
+            elif args.study == "tune":
+                trial_tune(text, wardrobe, start, seed, judge, args.same, args.share)
 
 
 if __name__ == "__main__":

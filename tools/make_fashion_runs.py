@@ -4,11 +4,12 @@ diffusion model and from scratch, three seeds each. Stopped, it continues.
 usage: python tools/make_fashion_runs.py [--inits diffusion scratch] [--seeds 0 1 2] [--kimg 24]
 [--device cpu] [--folder runs]
 
-`--long` asks what an hour and a night buy: the recipe of `LONG`, every budget of `BUDGETS` in turn,
-seed 0 to the last of them, seeds 1 and 2 and consistency training from scratch (seeds 0, 1 and 2)
-to 250 thousand pictures. A run has all budgets on its way, so its learning rate falls with the root
-of the pictures seen instead of towards an end. `--long --minutes M` stops after M minutes; the same
-command goes on to the bit."""
+`--long` asks what an hour and a night buy: the start that is told the classes, tuned by the recipe
+`LONG`, every budget of `BUDGETS` in turn, seed 0 to the last of them, seeds 1 and 2 and consistency
+training from scratch (seeds 0, 1 and 2) to 250 thousand pictures. A run has all budgets on its way,
+so its learning rate falls with the root of the pictures seen instead of towards an end, and its
+stage moves on every 250 thousand. `--long --minutes M` stops after M minutes; the same command goes
+on to the bit. `--only NAME ...` trains these runs alone."""
 
 import argparse
 import math
@@ -34,26 +35,27 @@ NETWORK = dict(
     num_blocks=1,
     attention=(7,),
 )
+CLASSES = NETWORK | dict(patch=4, model_channels=96, channel_mult=(1,), label_dim=10)
 BUDGETS = (1, 2, 4, 8, 16, 32, 64, 125, 250, 500, 1000)
 LONG = Config(
-    batch=16,
-    lr=2e-3,
+    batch=32,
+    lr=3e-3,
     decay="inverse_sqrt",
     decay_kimg=8,
-    ema=0.99,
+    ema_rel=0.1,
     objective=ECT(c=0.03),
-    stages=Stages(start=3),
+    stages=Stages(start=3, every=250_000),
     precision="auto",
 )
 
 
-def begin(init, seed):
+def begin(init, seed, start="fashion_mnist_diffusion", network=NETWORK):
     "The model to train: the shipped diffusion model, or the same network with fresh weights."
     torch.manual_seed(seed)
     return (
-        weights.load(data.find("fashion_mnist_diffusion.safetensors"))
+        weights.load(data.find(f"{start}.safetensors"))
         if init == "diffusion"
-        else Precond(UNet(**NETWORK), sigma_data=0.5)
+        else Precond(UNet(**network), sigma_data=0.5)
     )
 
 
@@ -68,16 +70,17 @@ def plan(budgets=BUDGETS, most=250):
     ]
 
 
-def long(folder, device, minutes=None):
+def long(folder, device, minutes=None, only=None):
     "Bring every run of `plan` to its next budget, until all are there or the time is over."
     wardrobe = data.load("fashion_mnist_20k")
     end = time.monotonic() + (math.inf if minutes is None else 60 * minutes)
     for kimg, init, seed in plan():
-        name = f"long-{'ect' if init == 'diffusion' else 'scratch'}-seed{seed}"
-        if max(RunFolder(folder / name).snapshots(), default=0) >= kimg:
+        name = f"fashion-long-{'ect' if init == 'diffusion' else 'scratch'}-seed{seed}"
+        if only and name not in only or max(RunFolder(folder / name).snapshots(), default=0) >= kimg:
             continue
         config, left = changed(LONG, kimg=kimg, seed=seed), max(0.0, end - time.monotonic())
-        run = train(begin(init, seed), wardrobe, config, folder / name, device, time_limit=left)
+        model = begin(init, seed, "fashion_mnist_classes", CLASSES)
+        run = train(model, wardrobe, config, folder / name, device, time_limit=left)
         for p in run:
             pass
         print(f"{name}: {p.kimg:g} of {kimg} thousand pictures", flush=True)
@@ -96,9 +99,10 @@ def main():
     args.add_argument("--device", default="cpu")
     args.add_argument("--long", action="store_true", help="what an hour and a night buy")
     args.add_argument("--minutes", type=float, help="with --long: stop after so many")
+    args.add_argument("--only", nargs="+", help="with --long: names of runs")
     args = args.parse_args()
     if args.long:
-        return long(args.folder, args.device, args.minutes)
+        return long(args.folder, args.device, args.minutes, args.only)
     wardrobe = data.load("fashion_mnist_20k")
     for seed in args.seeds:
         for init in args.inits:

@@ -68,11 +68,12 @@ def tuned(atlas):
 
 # %% ../../nbs/inside/tradeoff.ipynb #0a1c2712
 def walk_of(atlas, run):
-    """Heun's walk whose distances have the unit of `run` (data, metric, features), of the same init
-    if there is one; None if nobody walked."""
+    """Heun's walk whose distances have the unit of `run` (data, metric, features), of the same
+    network and init if there is one; None if nobody walked."""
     found = [w for w in atlas.where(method="heun") if w.unit == run.unit]
-    same = [w for w in found if w.facts["init"] == run.facts["init"]]
-    return next(iter(same + found), None)
+    size = lambda r: r.records[0]["parameters"]
+    unlike = lambda w: (size(w) != size(run), w.facts["init"] != run.facts["init"])
+    return min(found, key=unlike, default=None)
 
 # %% ../../nbs/inside/tradeoff.ipynb #4499c9bf
 def evaluations_for(curve, value):

@@ -27,13 +27,13 @@ class Tuning:
     the way, `latest` the newest of them or a later glance; every function in `watchers` is called
     after each step and when the run starts or rests. `error` is what broke it, or None. `before` is
     the run that was paused to let this one train, or None. `start`, `data`, `config` as for
-    `train`."""
+    `train`; with `seconds` the run ends when it has gone on for so long, drawing included."""
 
     now = None  # the run that trains between the cells
 
-    def __init__(self, start, data, config, noise, n_looks=20):
+    def __init__(self, start, data, config, noise, n_looks=20, seconds=math.inf):
         self.start, self.data, self.config = start, data, config
-        self.noise, self.n_looks = noise, n_looks
+        self.noise, self.n_looks, self.seconds = noise, n_looks, seconds
         self.total = math.ceil(config.kimg * 1000 / config.batch) * config.batch
         self.watchers, self.run, self.before = [], None, None
         self.task, self.finishing = None, False
@@ -55,12 +55,28 @@ def begin(self: Tuning):
     if self.run is None:
         self.run = train(self.start, self.data, self.config)
 
+# %% ../../nbs/inside/tuning.ipynb #be91a002
+@patch(as_prop=True)
+def done(self: Tuning):
+    "The share of the run that lies behind: of its pictures, or of its seconds if that is more."
+    return max(self.images / self.total, self.spent / self.seconds)
+
+# %% ../../nbs/inside/tuning.ipynb #be91a003
+@patch
+def count_time(self: Tuning):
+    "Add the seconds since this was last called to those `spent`."
+    now = time.monotonic()
+    self.spent, self.mark = self.spent + now - self.mark, now
+
 # %% ../../nbs/inside/tuning.ipynb #b128a7d9
 @patch
 def step(self: Tuning):
     "Train on one batch; False if the run has ended."
     if self.ended:
         return False
+    before = int(self.done * self.n_looks)
+    if not self.running:
+        self.mark = time.monotonic()
     try:
         self.begin()
         self.last = next(self.run)
@@ -68,9 +84,9 @@ def step(self: Tuning):
         self.ended, self.error = True, e if isinstance(e, Exception) else None
         raise
     self.losses.append(float(self.last.loss))
-    self.ended = self.images >= self.total
-    looks = [n * self.n_looks // self.total for n in (self.images - self.config.batch, self.images)]
-    if self.ended or looks[1] > looks[0]:
+    self.count_time()
+    self.ended = self.done >= 1
+    if self.ended or int(self.done * self.n_looks) > before:
         self.look()
     return not self.ended
 
@@ -98,6 +114,7 @@ def reset(self: Tuning):
         self.run.close()
     self.run, self.last = None, None
     self.losses, self.looks, self.latest, self.ended, self.error = [], [], None, False, None
+    self.spent, self.mark = 0.0, 0.0
     self.look()
 
 # %% ../../nbs/inside/tuning.ipynb #4cc07d57
@@ -115,7 +132,7 @@ def stop(self: Tuning):
 def finish(self: Tuning):
     "Train to the end and return the model; Ctrl-C (in Jupyter: interrupt) keeps what was reached."
     self.pause()
-    self.finishing = True
+    self.finishing, self.mark = True, time.monotonic()
     try:
         while not self.ended:
             self.step()
@@ -133,7 +150,8 @@ def left(self: Tuning):
     "Seconds to the end at the pace so far; None before the second step."
     if len(self.losses) < 2:
         return None
-    return self.last.seconds / self.images * (self.total - self.images)
+    pictures = self.last.seconds / self.images * (self.total - self.images)
+    return min(pictures, self.seconds - self.spent)
 
 # %% ../../nbs/inside/tuning.ipynb #456e5309
 @patch
@@ -155,6 +173,7 @@ def go(self: Tuning):
     if self.running or self.ended:
         return
     self.take_over()
+    self.mark = time.monotonic()
     self.task = background("tuning", _train_on(self))
     Tuning.now = self
     self.task.add_done_callback(lambda task: _rests(self, task))
@@ -218,7 +237,7 @@ def tuning_figure(tuning):
     fig = Figure(figsize=(8, 2.7))
     top, low = fig.subplots(2, 1, height_ratios=[1, 1.6])
     fig.subplots_adjust(left=0.08, right=0.99, top=0.92, bottom=0.17, hspace=0.15)
-    draw_sheet(top, tile(x, min(16, len(x))), f"one evaluation, after {images:,} pictures")
+    draw_sheet(top, tile(x, min(20, len(x))), f"one evaluation, after {images:,} pictures")
     _draw_losses(low, tuning)
     return fig
 
@@ -228,10 +247,11 @@ def _draw_losses(ax, tuning):
     seen = [(i + 1) * tuning.config.batch for i in range(len(tuning.losses))]
     ax.plot(seen, tuning.losses, ".", ms=3, color=COLORS["sky"])
     ax.plot(*_smooth(tuning), color=COLORS["blue"], lw=1.5)
-    ax.set(xlim=(0, tuning.total), xlabel="pictures seen", ylabel="loss")
+    whole = tuning.images / tuning.done if tuning.images else tuning.total
+    ax.set(xlim=(0, whole), xlabel="pictures seen", ylabel="loss")
     ax.xaxis.set_major_formatter("{x:,.0f}")
     if not tuning.losses:
-        ax.set_yticks([])
+        ax.set(xticks=[], yticks=[])
         middle = dict(transform=ax.transAxes, ha="center", va="center", color="0.4")
         ax.text(0.5, 0.5, "the loss of each step will stand here", **middle)
 
@@ -258,20 +278,25 @@ def film(tuning, n=5):
 # %% ../../nbs/inside/tuning.ipynb #22494bb6
 def tuning_words(tuning):
     "Where a `Tuning` stands, in one sentence."
-    words = f"{tuning.images:,} of {tuning.total:,} pictures"
+    words = _reached(tuning)
     newest = tuning.losses[-25:]
     if newest:
         words += f", loss {sum(newest) / len(newest):.1f}"
     if tuning.error:
         return words + ": it broke off; Reset goes back to the start."
     if tuning.ended:
-        return words + (
-            ": done." if tuning.images >= tuning.total else ": stopped; what was reached is kept."
-        )
+        return words + (": done." if tuning.done >= 1 else ": stopped; what was reached is kept.")
     left = tuning.left()
     if left is not None:
         words += f", about {_clock(left)} left"
     return words + ("." if tuning.running or not newest else "; it rests.")
+
+# %% ../../nbs/inside/tuning.ipynb #22494bb7
+def _reached(tuning):
+    "The pictures seen, of how many or in which time."
+    if tuning.seconds == math.inf:
+        return f"{tuning.images:,} of {tuning.total:,} pictures"
+    return f"{tuning.images:,} pictures, {tuning.spent:.0f} of {tuning.seconds:g} seconds"
 
 # %% ../../nbs/inside/tuning.ipynb #c2cbeaea
 def _clock(seconds):
@@ -287,7 +312,7 @@ def before_words(tuning):
     if b is None or b.running:
         return ""
     return (
-        f"A run that was training was paused at {b.images:,} of {b.total:,} pictures; "
+        f"A run that was training was paused at {_reached(b)}; "
         "it is kept as the attribute `before` of this one, and tuning_panel shows it again."
     )
 
@@ -321,9 +346,11 @@ def tuning_panel(tuning):
 
 # %% ../../nbs/inside/tuning.ipynb #f1898771
 def _strip_alt(tuning):
+    seen = f"{tuning.latest[0]:,}"
+    if tuning.seconds == math.inf:
+        seen += f" of {tuning.total:,}"
     return (
-        f"{len(tuning.noise)} one-step samples from fixed noise, and the loss, after "
-        f"{tuning.latest[0]:,} of {tuning.total:,} pictures"
+        f"{len(tuning.noise)} one-step samples from fixed noise, and the loss, after {seen} pictures"
     )
 
 # %% ../../nbs/inside/tuning.ipynb #a2e1be04
@@ -337,7 +364,7 @@ def _tuning_refresh(panel, buttons, tuning, every=1.0):
         parts["picture"].value = image_html(drawn["png"], _strip_alt(tuning), 800)
 
     def refresh():
-        parts["bar"].value = tuning.images
+        parts["bar"].value = round(min(tuning.done, 1) * tuning.total)
         said = " ".join((tuning_words(tuning), before_words(tuning))).strip()
         parts["words"].value = readout_html(said, "off" if tuning.running else "polite")
         if tuning.error:
