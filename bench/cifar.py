@@ -75,18 +75,18 @@ class Plain:
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = torch.optim.RAdam(self.model.parameters(), lr, foreach=False)
 
-    def step(self, x0, t, r, eps):
+    def step(self, x0, t, r, eps, **told):
         switch(self.tf32)
         level, device = lambda s: s.reshape(-1, 1, 1, 1), x0.device
         state = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-        f_t = self.model(x0 + level(t) * eps, t)
+        f_t = self.model(x0 + level(t) * eps, t, **told)
         (
             torch.cuda.set_rng_state(state, device)
             if device.type == "cuda"
             else torch.set_rng_state(state)
         )
         with torch.no_grad():
-            f_r = self.model(x0 + level(r) * eps, torch.where(r > 0, r, t))
+            f_r = self.model(x0 + level(r) * eps, torch.where(r > 0, r, t), **told)
         target = torch.where(level(r) > 0, f_r, x0)
         loss = ((f_t - target).square().flatten(1).sum(1).add(1e-12).sqrt() / (t - r)).mean()
         self.optimizer.zero_grad()

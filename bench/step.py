@@ -5,7 +5,7 @@ Appends lines to bench/step.jsonl and writes bench/step.md from them. On a CPU i
 of the processor (one thread), which other work on the machine stretches least; on a GPU those of
 the clock.
 
-usage: python bench/step.py [00] [full] [profile] [--device cpu] [--rounds 5] [--batch 16]
+usage: python bench/step.py [00] [full] [profile] [--device cpu] [--rounds 5] [--batch 32]
        python bench/step.py table"""
 
 import argparse
@@ -19,6 +19,7 @@ import time
 import torch
 from ect_nb.io import data, weights
 from ect_nb.io.data import Pictures
+from ect_nb.networks import classes_of, one_hot
 from ect_nb.objectives import ECT
 from ect_nb.schedules import Stages
 from ect_nb.training.config import Config
@@ -74,11 +75,13 @@ def ratios(model, pictures, stage, batch, rounds, device, lasts):
     "One stage: the plain step over the kit's, with and without `channels_last`."
     base = Config(objective=ECT(c=0.03), kimg=1e9, batch=batch, stages=Stages(stage))
     x0, t, r, eps = draw(base, pictures, 0, stage, device)
-    errors = residual_errors(model, x0, t, r, eps, fast_precisions(device))
+    k = classes_of(model)
+    told = dict(labels=one_hot(torch.arange(batch) % k, k).to(device)) if k else {}
+    errors = residual_errors(model, x0, t, r, eps, fast_precisions(device), **told)
     chosen = dict(precision=choose_precision(errors))
     plain = cifar.Plain(model, device)
     inputs = x0, t.to(device), r.to(device), eps
-    ways = {"plain": lambda: plain.step(*inputs)}
+    ways = {"plain": lambda: plain.step(*inputs, **told)}
     for last in lasts:
         config = Config(**vars(base) | chosen | dict(channels_last=last))
         run = train(model, pictures, config, device=device)
@@ -185,7 +188,7 @@ def main():
     args.add_argument("what", nargs="*", help=", ".join(names), default=names[:3])
     args.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args.add_argument("--rounds", type=int, default=5)
-    args.add_argument("--batch", type=int, default=16)
+    args.add_argument("--batch", type=int, default=32)
     args.add_argument("--stages", type=int, nargs="+", default=[0, 1, 3, 5])
     args.add_argument("--channels-last", action="store_true", help="that too")
     args = args.parse_args()
@@ -194,7 +197,7 @@ def main():
         torch.set_num_threads(1)
     how = args.batch, args.rounds, device, lasts
     clothes = data.load("fashion_mnist_20k").to(device)
-    start = weights.load(data.find("fashion_mnist_diffusion.safetensors"), device=device)
+    start = weights.load(data.find("fashion_mnist_classes.safetensors"), device=device)
     noise = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
     for what in args.what:
         if what == "profile":

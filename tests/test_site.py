@@ -20,7 +20,7 @@ from ect_nb.analytic import GaussianMixture
 from ect_nb.diffusion import heun, karras_times
 from ect_nb.io import data, weights
 from ect_nb.measure.atlas import Atlas
-from ect_nb.sampling import sample
+from ect_nb.sampling import sample, told
 from ect_nb.schedules import design, plan
 from ect_nb.show.explorer import explorer_words
 from ect_nb.show.flow import flow, flow_panel, flow_words
@@ -458,14 +458,19 @@ def test_the_dice_are_torchs(visit):
 
 def test_one_step_two_steps_and_the_walk_are_torchs(model):
     "From the same noise, at times of one's choice, within 1e-4."
-    tuned = weights.load(data.find("fashion_mnist_tuned.safetensors"))
-    diffusion = weights.load(data.find("fashion_mnist_diffusion.safetensors"))
+    network = weights.load(data.find("fashion_mnist_classes_tuned.safetensors"))
+    tuned = told(network)
+    diffusion = told(weights.load(data.find("fashion_mnist_classes.safetensors")))
     z = torch.randn(16, 1, 28, 28, generator=seeded(3))
     noise = "new m.Dice(3).normal(12544)"
     for times in ([80.0], [80.0, 0.8], [80.0, 5.0, 0.3]):
         call = f"await m.sample(await m.model('tuned'), {noise}, a[0], new m.Dice(5))"
         exact = sample(tuned, z, times, seeded(5)).flatten()
         assert torch.allclose(asks(model, call, times), exact, atol=1e-4), times
+    bags = torch.full((16,), 8)
+    call = f"await m.sample(await m.model('tuned', 8), {noise}, [80], new m.Dice(5))"
+    exact = sample(network, z, labels=bags).flatten()
+    assert torch.allclose(asks(model, call), exact, atol=1e-4)
     call = f"await m.walk(await m.model('diffusion'), {noise}, m.karras(4))"
     exact = heun(diffusion, z, karras_times(4)).flatten()
     assert torch.allclose(asks(model, call), exact, atol=1e-4)
@@ -503,6 +508,9 @@ def test_sixteen_garments_under_a_hand(model):
     )
     one = model.evaluate("modelPage.last.ms")
     assert "1 evaluation each" in says()
+    model.locator("[data-part=asked]").select_option("bag")
+    until(model, "modelPage.last.settings.asked === 8 && !modelPage.busy")
+    model.screenshot(path=PICTURES / "model_bags.png", full_page=True)
     model.locator('[data-times="80, 0.8"]').click()
     until(model, "modelPage.last.settings.times.length === 2")
     model.locator("[data-part=share]").press("End")

@@ -229,10 +229,10 @@ def first_picture(name, source, file):
     import torch
     from ect_nb.diffusion import heun, karras_times
     from ect_nb.io import weights
-    from ect_nb.sampling import sample
+    from ect_nb.sampling import sample, told
     from PIL import Image
 
-    f = weights.load(source)
+    f = told(weights.load(source))
     z = torch.randn(16, 1, 28, 28, generator=torch.Generator().manual_seed(3))
     x = sample(f, z) if name == "tuned" else heun(f, z, karras_times(18))
     sheet = x.view(4, 4, 28, 28).transpose(1, 2).reshape(112, 112)
@@ -247,8 +247,8 @@ def models(static, kept):
     (static / "models").mkdir(parents=True, exist_ok=True)
     names = "io/export.py", "networks.py", "diffusion.py", "sampling.py"
     code = [*(ROOT / "ect_nb" / name for name in names), Path(__file__)]
-    for name in ("diffusion", "tuned"):
-        source = Path(data.find(f"fashion_mnist_{name}.safetensors"))
+    for name, source in (("diffusion", "classes"), ("tuned", "classes_tuned")):
+        source = Path(data.find(f"fashion_mnist_{source}.safetensors"))
         made_of = b"".join(p.read_bytes() for p in [source, *code])
         file = kept / f"{name}-{hashlib.sha256(made_of).hexdigest()[:8]}.onnx"
         picture = file.with_suffix(".png")

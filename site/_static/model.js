@@ -2,6 +2,8 @@
 // ONNX Runtime Web. The samplers are those of lessons 02 and 07, the dice those of torch.
 
 const [ROWS, SIDE] = [16, 28], SIZE = SIDE * SIDE;
+const CLASSES = ['T-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker',
+  'bag', 'ankle boot'];
 
 // ── torch's dice ──────────────────────────────────────────────────────────────────────────────
 
@@ -100,17 +102,21 @@ export function between(a, b, share) {
 let runtime;
 const sessions = {};
 
-// f(x, t) of a shipped model, one call at a time
-export async function model(name) {
+// f(x, t) of a shipped model, one call at a time; all rows are told the class `asked`, or each in
+// turn
+export async function model(name, asked = null) {
   const ort = await (runtime ??= import('./ort/ort.wasm.bundle.min.mjs'));
   ort.env.wasm.numThreads = 1;
   ort.env.wasm.wasmPaths = new URL('./ort/', import.meta.url).href;
   const url = new URL(`./models/${name}.onnx`, import.meta.url).href;
   const session = await (sessions[name] ??= ort.InferenceSession.create(url));
   return async (x, t) => {
-    const n = x.length / SIZE, mine = queue.then(() => session.run({
+    const n = x.length / SIZE, k = CLASSES.length, labels = new Float32Array(n * k);
+    for (let i = 0; i < n; i++) labels[i * k + (asked ?? i % k)] = 1;
+    const mine = queue.then(() => session.run({
       x: new ort.Tensor('float32', x, [n, 1, SIDE, SIDE]),
       t: new ort.Tensor('float32', new Float32Array(n).fill(t), [n]),
+      labels: new ort.Tensor('float32', labels, [n, k]),
     }));
     queue = mine.catch(() => {});
     return (await mine).x0.data;
@@ -126,6 +132,9 @@ const PAGE = `
     <label>seed
       <input type="number" data-part="seed" value="3" min="0" max="999999" step="1"></label>
     <button type="button" data-part="roll">Other noise</button>
+    <label>class <select data-part="asked"><option value="">each in turn</option>
+      ${CLASSES.map((name, k) => `<option value="${k}">${name}</option>`).join('')}
+    </select></label>
     <label class="grow">towards other noise
       <input type="range" data-part="share" min="0" max="1" step="0.01" value="0"></label>
   </div>
@@ -160,7 +169,7 @@ class Page {
   constructor(element) {
     element.innerHTML = PAGE;
     this.$ = name => element.querySelector(`[data-part="${name}"]`);
-    this.walkedFrom = '3 0'; // seed and share of the noise beside it
+    this.walkedFrom = '3 0 each'; // seed and share of the noise beside it, and the class
     this.begin('jumped', 'tuned');
     this.begin('walked', 'diffusion');
     this.$('go').addEventListener('click', () => this.draw());
@@ -168,6 +177,7 @@ class Page {
     this.$('form').addEventListener('submit', e => { e.preventDefault(); this.draw(); });
     this.$('seed').addEventListener('change', () => this.draw());
     this.$('times').addEventListener('change', () => this.draw());
+    this.$('asked').addEventListener('change', () => this.draw());
     this.$('share').addEventListener('input', () => this.draw());
     this.$('second').addEventListener('input', () => {
       this.$('times').value = `80, ${(10 ** this.$('second').value).toPrecision(2)}`;
@@ -212,7 +222,8 @@ class Page {
       throw new Error('Times are up to twelve falling numbers above 0, the first of them 80.');
     const seed = Number(this.$('seed').value), share = Number(this.$('share').value);
     if (!Number.isInteger(seed) || seed < 0) throw new Error('A seed is a whole number from 0 on.');
-    return {times, seed, share};
+    const asked = this.$('asked').value === '' ? null : Number(this.$('asked').value);
+    return {times, seed, share, asked};
   }
 
   // torch.randn(16, 1, 28, 28) of the seed, and the way towards that of the next
@@ -245,7 +256,7 @@ class Page {
     this.$('second').disabled = settings.times.length !== 2;
     this.from(settings);
     if (!sessions.tuned) this.say('Loading the model …');
-    const f = await model('tuned'), began = performance.now();
+    const f = await model('tuned', settings.asked), began = performance.now();
     const x = await sample(f, this.noise(settings), settings.times, new Dice(settings.seed + 2));
     const ms = performance.now() - began, n = settings.times.length;
     this.last = {ms, x, settings};
@@ -253,10 +264,11 @@ class Page {
     this.say(`Sixteen garments, ${n} evaluation${n > 1 ? 's' : ''} each: ${Math.round(ms)} ms.`);
   }
 
-  // A walk from other noise than that beside it ends, and its picture goes
-  from({seed, share}) {
-    if (this.walkedFrom === `${seed} ${share}`) return;
-    this.walkedFrom = `${seed} ${share}`;
+  // A walk from other noise than that beside it, or to another class, ends, and its picture goes
+  from({seed, share, asked}) {
+    const here = `${seed} ${share} ${asked ?? 'each'}`;
+    if (this.walkedFrom === here) return;
+    this.walkedFrom = here;
     this.walking = {};
     this.show('walked', null, 'No walk from this noise yet');
   }
@@ -270,7 +282,7 @@ class Page {
     const mine = this.walking = {}, times = karras(18);
     this.say('Loading the model …');
     try {
-      const f = await model('diffusion'), began = performance.now();
+      const f = await model('diffusion', settings.asked), began = performance.now();
       const x = await walk(f, this.noise(settings), times, (y, t) => {
         const size = Math.sqrt(1 + t * t), share = times.indexOf(t) / 18;
         this.show('walked', y.map(v => v / size), `The walk at noise level ${t.toPrecision(2)}`);
