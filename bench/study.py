@@ -65,61 +65,62 @@ TIMES = (0.8, 1.5, 2.5)
 LOWER = 30.0  # where one evaluation may begin as well
 TEXT = """# How the start and the recipe of 00 were chosen
 
-Written by `python bench/study.py table` from `study.jsonl`; each line is one run of the command in
-`study.py`'s first lines. Distances are Fréchet distances to the
-training pictures in 64 features of the kit's classifier (`n` samples from one fixed noise; not
-FID), `one` and `two at t` are one and two evaluations with the
-intermediate time t. What a line does not name is as in `START`, `NETWORK` and `RECIPE` in
-`study.py`. `start` is the checksum of the weights tuned: 11de3533 is the start after 400 thousand
-pictures, ef1bc598 the shipped one after 16 thousand more with labels that it did not learn to use
-(not kept), 3182628c the shipped one, 24ac965d the shipped one that is told the class. Most lines are one seed: differences of a tenth say little;
+Written by `python bench/study.py table` from `study.jsonl`; each line is one run of the command
+in `study.py`'s first lines. Distances are Fréchet distances to the training pictures in 64
+features of the kit's classifier (`n` samples from one fixed noise; not FID), `one` and `two at t`
+are one and two evaluations with the intermediate time t. What a line does not name is as in
+`START`, `NETWORK` and `RECIPE` in `study.py`. `start` is the checksum of the weights tuned:
+11de3533 is the start after 400 thousand pictures, ef1bc598 the shipped one after 16 thousand more
+with labels that it did not learn to use (not kept), 3182628c the shipped one, 24ac965d the
+shipped one that is told the class. Most lines are one seed: differences of a tenth say little;
 seconds were taken on a machine shared with other work.
 
 **Two numbers for one recipe, and why.** Until 2026-11-27 this study gave the classifier what the
-network gave, and wrote 15.8, 17.0 and 16.5 for the recipe of 00 in one evaluation
-(24 kimg, three seeds), where `data/atlas` has 21.8, 23.1 and 18.9. `agree` trained seed 0 once more
-in float32: `metrics.measure` says 21.78 of it to the last digit of the atlas's record, this
-study's old way says 16.43, and the same samples cut to [-1, 1] 22.07. About a quarter of the values
-lay outside (`outside`: of those in two evaluations), nearly all below -1, blacker than black; no
-picture file holds such values, and the
-classifier rewards them. Rounding to 256 levels moves the distance by 0.02, other noise by about
-one, bfloat16 in place of float32 (the last table) by less than other noise does.
-So the atlas is right. Samples are now cut and rounded to bytes before they are measured, here as
-there. Lines that say *as they came* are from before: compare them with one another, and with
-nothing else. The recipe was chosen by them; between such lines the order of the settings is that of
-this measure.
+network gave, and wrote 15.8, 17.0 and 16.5 for the recipe of 00 in one evaluation (24 kimg, three
+seeds), where `data/atlas` has 21.8, 23.1 and 18.9. `agree` trained seed 0 once more in float32:
+`metrics.measure` says 21.78 of it to the last digit of the atlas's record, this study's old way
+says 16.43, and the same samples cut to [-1, 1] 22.07. About a quarter of the values lay outside
+(`outside`: of those in two evaluations), nearly all below -1, blacker than black; no picture file
+holds such values, and the classifier rewards them. Rounding to 256 levels moves the distance by
+0.02, other noise by about one, bfloat16 in place of float32 (the last table) by less than other
+noise does. So the atlas is right. Samples are now cut and rounded to bytes before they are
+measured, here as there. Lines that say *as they came* are from before: compare them with one
+another, and with nothing else. The recipe was chosen by them; between such lines the order of the
+settings is that of this measure.
 
-**The recipe of 00 today** starts from `fashion_mnist_classes` (24ac965d: told the class, 4 x 4 pixels
-folded, 118 million operations a pass instead of 214) and has no end in view: batches of 32, a
-learning rate that falls with the root of the pictures seen, an average over the last tenth of the
-way. `minute` trained it by the clock on two quiet threads (an Intel processor with AMX, so in
-bfloat16), three seeds: after 60 s 11.2 to 13.8 in one evaluation and 4.9 to 6.1 in two (at 2.5); in
-the time that the first recipe took on the same machine, 177 to 223 s, 9.5 to 9.7 and 4.9 to 5.0. The
-walk of that start has 2.8. In eyes that did not choose: the first recipe after its 24,000 pictures
-(seed 0, the shipped file) has 50.5 and 36.3 in the second eye, this one in the same time 9.5 to 10.4
-and 6.7 to 7.6. In random features one evaluation is ahead as well (2.1e-05 to 2.4e-05 against
-2.8e-05), **two are not**: 1.4e-05 to 1.6e-05 against 0.9e-05. So the order holds for one evaluation
-in all three pairs of eyes, for two in both classifiers. Other recipes from the same start, one seed
-and about the same processor time, came to 13.4 to 15.0 and 4.5 to 4.7 (RAdam with a linear decay,
-batches of 16, 32 and 64) and 11.3 and 5.6 (Muon); any of them would have done.
+**The recipe of 00 today** starts from `fashion_mnist_classes` (24ac965d: told the class, 4 x 4
+pixels folded, 118 million operations a pass instead of 214) and has no end in view: batches of
+32, a learning rate that falls with the root of the pictures seen, an average over the last tenth
+of the way. `minute` trained it by the clock on two quiet threads (an Intel processor with AMX, so
+in bfloat16), three seeds: after 60 s 11.2 to 13.8 in one evaluation and 4.9 to 6.1 in two (at
+2.5); in the time that the first recipe took on the same machine, 177 to 223 s, 9.5 to 9.7 and 4.9
+to 5.0. The walk of that start has 2.8. In eyes that did not choose: the first recipe after its
+24,000 pictures (seed 0, the shipped file) has 50.5 and 36.3 in the second eye, this one in the
+same time 9.5 to 10.4 and 6.7 to 7.6. In random features one evaluation is ahead as well (2.1e-05
+to 2.4e-05 against 2.8e-05), **two are not**: 1.4e-05 to 1.6e-05 against 0.9e-05. So the order
+holds for one evaluation in all three pairs of eyes, for two in both classifiers. Other recipes
+from the same start, one seed and about the same processor time, came to 13.4 to 15.0 and 4.5 to
+4.7 (RAdam with a linear decay, batches of 16, 32 and 64) and 11.3 and 5.6 (Muon); any of them
+would have done.
 
-**What an optimiser brought, from the first start.** `optimizer='Muon'` (nbs/inside/muon.ipynb) with batches of 32 against
-RAdam with batches of 16, the first recipe of 00. `share` is the processor time in units of that of
-the first recipe (24,000 pictures), by the clock of steps taken in turns in the same process: .43 is
-60 s where the whole takes 2.3 minutes. `second_eye_48` and `random_64_seed0` are the same distances
-in features that neither training nor choice has seen.
-At that share the two seeds of Muon that were finished have 22.3 and 24.8 in one evaluation and 12.8
+**What an optimiser brought, from the first start.** `optimizer='Muon'` (nbs/inside/muon.ipynb)
+with batches of 32 against RAdam with batches of 16, the first recipe of 00. `share` is the
+processor time in units of that of the first recipe (24,000 pictures), by the clock of steps taken
+in turns in the same process: .43 is 60 s where the whole takes 2.3 minutes. `second_eye_48` and
+`random_64_seed0` are the same distances in features that neither training nor choice has seen. At
+that share the two seeds of Muon that were finished have 22.3 and 24.8 in one evaluation and 12.8
 and 18.4 in two (at 2.5), where RAdam has 30.1 and 10.4 (one seed, at a share of .46). In one
 evaluation Muon is ahead by the classifier that chose it and in random features, and level in the
 second eye (55 and 59 against 58); in two it is behind in both classifiers, ahead in random
 features. The order does not hold in every pair of eyes, and neither reaches 20 in one *and* 12 in
-two. RAdam with steps weighed by 1 + t shows the same trade at 6,000 pictures,
-28.8 and 24.8: what the high levels gain in a short run, the low ones lose.
+two. RAdam with steps weighed by 1 + t shows the same trade at 6,000 pictures, 28.8 and 24.8: what
+the high levels gain in a short run, the low ones lose.
 
-Tried in short: one seed, 6,000 pictures (a quarter of the first recipe), one and two evaluations at
-2.5. RAdam as at first has 46.99 and 12.77. **These lines are rough:** the labels of the fifth point
-had no effect on what the network answers, so runs with and without them differ by rounding alone,
-and the same setting gave 22.3 with and 30.4 without. Only what is larger than that says anything.
+Tried in short: one seed, 6,000 pictures (a quarter of the first recipe), one and two evaluations
+at 2.5. RAdam as at first has 46.99 and 12.77. **These lines are rough:** the labels of the fifth
+point had no effect on what the network answers, so runs with and without them differ by rounding
+alone, and the same setting gave 22.3 with and 30.4 without. Only what is larger than that says
+anything.
 
 - Muon, batches of 16, step 0.01 (as Jordan et al. count it): 23.2 and 14.9; 0.02: 22.3 and 20.9,
   and once more 30.4 and 22.9.
@@ -134,7 +135,7 @@ and the same setting gave 22.3 with and 30.4 without. Only what is larger than t
   classes must be trained longer, or from fresh weights.
 - One evaluation from t = 30 instead of 80, the same weights: 31.4 instead of 34.9 after RAdam, with
   Muon no gain.
-- channels_last and another allocator brought nothing here, `torch.compile` nothing either."""
+- channels_last and another allocator brought nothing here, nor did `torch.compile`."""
 WORDS = dict(
     Stages=Stages,
     SigmoidMapping=SigmoidMapping,

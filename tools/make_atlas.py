@@ -1,6 +1,6 @@
-"""Measure the runs of tools/make_fashion_runs.py and the walks of what they began with, and pack all
-that has been measured into data/atlas, runs on CIFAR-10 (tools/make_cifar_runs.py) too. Stopped, it
-continues.
+"""Measure the runs of tools/make_fashion_runs.py and the walks of what they began with, and pack
+all that has been measured into data/atlas, runs on CIFAR-10 (tools/make_cifar_runs.py) too.
+Stopped, it continues.
 
 usage: python tools/make_atlas.py [--folder runs] [--n 1000] [--kimgs 1 2 4 8 16 24] [--only NAME
 ...] [--clock] [--pack] [--onto] [--out data/atlas]

@@ -76,7 +76,8 @@ def long(folder, device, minutes=None, only=None):
     end = time.monotonic() + (math.inf if minutes is None else 60 * minutes)
     for kimg, init, seed in plan():
         name = f"fashion-long-{'ect' if init == 'diffusion' else 'scratch'}-seed{seed}"
-        if only and name not in only or max(RunFolder(folder / name).snapshots(), default=0) >= kimg:
+        reached = max(RunFolder(folder / name).snapshots(), default=0)
+        if only and name not in only or reached >= kimg:
             continue
         config, left = changed(LONG, kimg=kimg, seed=seed), max(0.0, end - time.monotonic())
         model = begin(init, seed, "fashion_mnist_classes", CLASSES)

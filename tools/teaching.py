@@ -152,7 +152,7 @@ def text(said):
         "tools\\students.py`).\n"
         "3. Poor wifi: `make stick` gathers the wheels of three systems; then `python "
         "tools/students.py --stick FOLDER`.\n"
-        "4. Lesson 00 tunes for a minute and takes two in all: run it before the hour all the same.\n"
+        "4. Lesson 00 tunes for a minute and takes two in all: run it before the hour too.\n"
         "5. Collect the files `hand_in_….json` in one folder and run `python -m ect_nb grade "
         "FOLDER`.",
         "## Plans",

@@ -264,11 +264,13 @@ def _facts(r, shape, recipe):
 
 # %% ../../nbs/inside/atlas.ipynb #e247910f
 def _recipe(run):
-    """Eight hexadecimal digits that name the settings of a run, its seed apart; None where
-    config.json cannot be read."""
+    """Eight hexadecimal digits that name the settings of a run, its seed apart, and its budget
+    where the learning rate does not ask for it; None where config.json cannot be read."""
     try:
         config = dict(run.config()["config"])
         config.pop("seed", None)
+        if config["decay"] in ("constant", "inverse_sqrt"):
+            config.pop("kimg")
     except (ValueError, KeyError, TypeError):
         return None
     return files.digest(json.dumps(config, sort_keys=True), digits=8)

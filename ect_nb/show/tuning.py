@@ -349,9 +349,8 @@ def _strip_alt(tuning):
     seen = f"{tuning.latest[0]:,}"
     if tuning.seconds == math.inf:
         seen += f" of {tuning.total:,}"
-    return (
-        f"{len(tuning.noise)} one-step samples from fixed noise, and the loss, after {seen} pictures"
-    )
+    what = f"{len(tuning.noise)} one-step samples from fixed noise, and the loss"
+    return f"{what}, after {seen} pictures"
 
 # %% ../../nbs/inside/tuning.ipynb #a2e1be04
 def _tuning_refresh(panel, buttons, tuning, every=1.0):
