@@ -1119,6 +1119,11 @@ def test_a_family_differs_in_the_seed_alone(seeds, tmp_path):
         (folder / "config.json").write_text(json.dumps(dict(config=dict(lr=lr, seed=len(name)))))
         seeds.add(folder)
     assert sorted(names(seeds.family(seeds.runs["hot"]))) == ["hot", "hot too"]
+    for name, decay, kimg in (("on", "inverse_sqrt", 4), ("on and on", "inverse_sqrt", 9)):
+        folder = lay(tmp_path / name, VALUES, train_seed=kimg)
+        (folder / "config.json").write_text(json.dumps(dict(config=dict(decay=decay, kimg=kimg))))
+        seeds.add(folder)  # a rate that asks for no end: how far it went is no setting
+    assert sorted(names(seeds.family(seeds.runs["on"]))) == ["on", "on and on"]
     assert names(seeds.family(seeds.runs["tuned"])) == ["tuned", "tuned1", "tuned2"]
 
 

@@ -269,8 +269,8 @@ def _recipe(run):
     try:
         config = dict(run.config()["config"])
         config.pop("seed", None)
-        if config["decay"] in ("constant", "inverse_sqrt"):
-            config.pop("kimg")
+        if config.get("decay") in ("constant", "inverse_sqrt"):
+            config.pop("kimg", None)
     except (ValueError, KeyError, TypeError):
         return None
     return files.digest(json.dumps(config, sort_keys=True), digits=8)
