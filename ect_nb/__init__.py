@@ -9,8 +9,8 @@ from importlib import import_module
 __version__ = "0.2.0"
 
 EXTRAS = {  # what brings the packages that not everybody needs
-    "notebooks": "matplotlib plotly IPython ipywidgets anywidget scipy",
-    "metrics": "cleanfid torchvision",
+    "notebooks": "matplotlib plotly IPython ipywidgets anywidget",
+    "metrics": "scipy cleanfid torchvision",
     "lab": "jupyterlab",
     "gpus": "accelerate",
     "diffusers": "diffusers",

@@ -317,6 +317,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'ect_nb/course/lesson_04.py'),
                                          'ect_nb.course.lesson_04._ict_slip': ( 'inside/checks_04.html#_ict_slip',
                                                                                 'ect_nb/course/lesson_04.py'),
+                                         'ect_nb.course.lesson_04._missed': ('inside/checks_04.html#_missed', 'ect_nb/course/lesson_04.py'),
                                          'ect_nb.course.lesson_04._not_for_config': ( 'inside/checks_04.html#_not_for_config',
                                                                                       'ect_nb/course/lesson_04.py'),
                                          'ect_nb.course.lesson_04._one_step': ( 'inside/checks_04.html#_one_step',

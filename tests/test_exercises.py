@@ -139,11 +139,16 @@ def test_the_stub_is_not_accepted_and_the_solution_is(path, nb, e):
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("path, nb, e", first_of_the_long(ALL, LONG))
-def test_cases_that_nobody_has_seen_are_asked_as_well(path, nb, e, seed):
+def test_cases_that_nobody_has_seen_are_asked_as_well(path, nb, e, seed, monkeypatch):
+    drawn, module = [], names(nb)[e.check].__wrapped__.__globals__
+    cases = module["cases"]
+    monkeypatch.setitem(module, "cases", lambda *a: drawn.append(found := cases(*a)) or found)
     with hidden(seed):
         assert verdict(nb, e, e.stub).score == 0
+        drawn.clear()
         said = verdict(nb, e, e.solution)
         assert said.score == 1, said
+    assert sum(map(len, drawn)) >= 2
 
 
 @pytest.mark.parametrize("path, nb, e", ALL)

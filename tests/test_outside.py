@@ -466,10 +466,11 @@ def test_the_way_back_needs_no_file(monkeypatch, tmp_path):
     monkeypatch.delenv("ECT_NB_INCEPTION", raising=False)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     for shape in ((1, 28, 28), (3, 32, 32)):
-        with pytest.warns(UserWarning, match="clean-fid"):
+        with pytest.warns(UserWarning, match="cleanfid"):
             net = features.at_hand(shape)
         assert net.name.startswith("random") and net(torch.zeros(2, *shape)).shape == (2, 64)
-    assert "pip install clean-fid" in said(features.inception, error=ImportError)
+    told = said(features.inception, error=ImportError)
+    assert told.endswith('pip install "ect_nb[metrics]"') and told.count("pip install") == 1
 
 
 def test_a_float_tensor_is_data_to_measure():

@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import tomllib
 from ect_nb import EXTRAS
+from ect_nb.io.files import needed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +27,45 @@ def test_the_sentence_names_an_extra_that_brings_it(extra):
     for name in EXTRAS[extra].split():
         brought = [re.match(r"[\w-]+", d)[0] for d in PROJECT["optional-dependencies"][extra]]
         assert NAMES.get(name, name) in brought, (extra, name)
+
+
+ASKED = re.compile(
+    r'^ *from (\w+)[\w.]* import |^ *import (\w+)(?:[\w.]*)(?: as |$)|needed\(f?"(\w+)', re.M
+)
+AT_HAND = sys.stdlib_module_names | {"ect_nb", "PIL"}
+
+
+def wanted():
+    "{package: the files of the kit that ask for it} for all that may be missing."
+    brought = {re.match(r"[\w-]+", d)[0] for d in PROJECT["dependencies"]} | AT_HAND
+    found = {}
+    for path in (ROOT / "ect_nb").rglob("*.py"):
+        for names in ASKED.findall(path.read_text(encoding="utf-8")):
+            if (name := "".join(names)) not in brought:
+                found.setdefault(name, set()).add(path.relative_to(ROOT).as_posix())
+    return found
+
+
+WITH_ANOTHER = {"traitlets"}  # comes with anywidget, which is imported before it
+NOWHERE = {"transformers", "wandb", "trackio"}  # no extra brings them
+
+
+@pytest.mark.parametrize("name", sorted(wanted().keys() - WITH_ANOTHER))
+def test_what_is_missing_is_told_with_one_command_that_brings_it(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError) as caught:
+        needed(name, "somebody wants it")
+    told = re.fullmatch(rf"{name} is not installed, and .* it: pip install (.*)", str(caught.value))
+    extra = re.fullmatch(r'"ect_nb\[(\w+)\]"', told[1])
+    assert bool(extra) == (name not in NOWHERE), told[0]
+    lines = PROJECT["optional-dependencies"][extra[1]] if extra else [told[1]]
+    assert NAMES.get(name, name) in [re.match(r"[\w-]+", line)[0] for line in lines]
+
+
+def test_whoever_measures_is_told_of_the_extra_for_measuring():
+    inside = {name for name, places in wanted().items() if any("/measure/" in p for p in places)}
+    told = {k for k, names in EXTRAS.items() if inside & set(names.split())}
+    assert told == {"metrics"} and "scipy" in inside
 
 
 @pytest.fixture(scope="module")

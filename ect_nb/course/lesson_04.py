@@ -214,14 +214,14 @@ def _beside(value, bar, unit=""):
     return f"{value:.{digits}f}{unit}"
 
 # %% ../../nbs/inside/checks_04.ipynb #5b8ce765
-def _not_for_config(d):
+def _not_for_config(d, kimg):
     "What makes a schedule none that the task or the trainer takes, or None."
     if not isinstance(d, dict) or set(d) != {"mapping", "stages", "p_t", "kimg"}:
         return "Return a dict with the keys mapping, stages, p_t and kimg, as design() does."
     if not isinstance(d["stages"], Stages):
         return "Give Stages(start, every, last) as stages, of which plan can read the length."
-    if d["kimg"] != 64:
-        return f"kimg counts thousands of pictures: the budget is kimg = 64, not {d['kimg']}."
+    if d["kimg"] != kimg:
+        return f"The budget is {kimg}, not {d['kimg']}: kimg counts thousands of pictures."
     if d["p_t"] == LogNormal(1.1):
         return (
             "The minus sign of P_mean got lost: it is −1.1, which is what LogNormal() has. "
@@ -245,17 +245,9 @@ def _too_fast(rows):
                 f"{_beside(times, 3)} times; at most 3 is wanted: a smaller q."
             )
 
-# %% ../../nbs/inside/checks_04.ipynb #a1c0e405
-@check(
-    "A schedule to order: the trainer takes it, and it keeps all four of the conditions.",
-    answer="my_schedule",
-    stars=3,
-)
-def check_schedule(f):
-    "`my_schedule()`, read by `plan`."
-    d = f()
-    if said := _not_for_config(d):
-        return said
+# %% ../../nbs/inside/checks_04.ipynb #c4e17b20
+def _missed(d, kimg):
+    "Which of the conditions the schedule `d` misses with a budget of `kimg`, or None."
     if d["stages"].start != 0:
         return f"The run should start at stage 0, not {d['stages'].start}."
     rows = plan(**d)
@@ -267,14 +259,29 @@ def check_schedule(f):
         )
     if said := _too_fast(rows):
         return said
-    if last["images"] < 16_000:
+    if last["images"] < 250 * kimg - 10:  # `every` is a whole number
         return (
-            f"The last stage, {last['stage']}, lasts {last['images']:,} pictures of 64,000; "
-            "a quarter is wanted: set `last`, and a shorter `every` leaves it more."
+            f"The last stage, {last['stage']}, lasts {last['images']:,} pictures of"
+            f" {1000 * kimg:,}; a quarter is wanted: set `last`, and a shorter `every` leaves it"
+            " more."
         )
-    clean = sum(r["images"] * (1 - r["share"]) for r in rows) / 640
+    clean = sum(r["images"] * (1 - r["share"]) for r in rows) / (10 * kimg)
     if clean < 15:
         return (
             f"{_beside(clean, 15)}% of the rows of your run look at the clean picture; at "
             "least 15 % are wanted: what widens the band r = 0, or makes its stages longer?"
         )
+
+# %% ../../nbs/inside/checks_04.ipynb #a1c0e405
+@check(
+    "A schedule to order, for any budget: the trainer takes it, and it keeps all four of the"
+    " conditions.",
+    answer="my_schedule",
+    stars=3,
+)
+def check_schedule(f):
+    "`my_schedule(kimg)`, read by `plan`."
+    for kimg in cases([64, 25_600], lambda dice: int(between(dice, 20, 2000))):
+        d = f(kimg)
+        if said := _not_for_config(d, kimg) or _missed(d, kimg):
+            return said if kimg == 64 else f"With kimg = {kimg:,}: {said}"

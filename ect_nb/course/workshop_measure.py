@@ -144,10 +144,10 @@ def _differ(told_apart, seed):
     stars=3,
 )
 def check_told_apart(told_apart):
-    (seed,) = cases([0], lambda dice: int(between(dice, 10, 1e6)), 1)
-    if said := _differ(told_apart, seed):
+    first, *more = cases(range(13), lambda dice: int(between(dice, 10, 1e6)), 13)
+    if said := _differ(told_apart, first):
         return said
-    same = [told_apart(*_models(seed + k, 0.0)) for k in range(1, 13)]
+    same = [told_apart(*_models(seed, 0.0)) for seed in more]
     held = sum(s["low"] <= 0 <= s["high"] for s in same)
     if held < 8:
         return partly(

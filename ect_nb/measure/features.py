@@ -8,7 +8,6 @@ __all__ = ['INCEPTION', 'resize', 'quantise', 'FeatureNetwork', 'features', 'sma
 
 # %% ../../nbs/inside/features.ipynb #f5cd6069
 import functools
-import importlib
 import numpy as np
 import os
 import shutil
@@ -223,11 +222,11 @@ def _script(file):
 def _clean_fid(part):
     "A module of clean-fid; ImportError says how to get it."
     try:
-        return importlib.import_module(f"cleanfid.{part}")
-    except ImportError as e:
+        return files.needed(f"cleanfid.{part}", "Inception comes through it")
+    except ModuleNotFoundError as e:  # it is here, and something that it imports is not
         raise ImportError(
-            f"Inception comes through clean-fid, which cannot be imported here ({e}): pip install"
-            " clean-fid"
+            f"clean-fid is here, but {e.name}, which it needs, is not: pip install"
+            ' "ect_nb[metrics]"'
         ) from e
 
 # %% ../../nbs/inside/features.ipynb #3c5b3b34
