@@ -9,7 +9,8 @@ usage: python tools/make_fashion_runs.py [--inits diffusion scratch] [--seeds 0 
 training from scratch (seeds 0, 1 and 2) to 250 thousand pictures. A run has all budgets on its way,
 so its learning rate falls with the root of the pictures seen instead of towards an end, and its
 stage moves on every 250 thousand. `--long --minutes M` stops after M minutes; the same command goes
-on to the bit. `--only NAME ...` trains these runs alone."""
+on to the bit. `--only NAME ...` trains these runs alone. `--ship` writes the longest tuned model to
+data/fashion_mnist_classes_tuned.safetensors and trains nothing."""
 
 import argparse
 import math
@@ -89,6 +90,19 @@ def long(folder, device, minutes=None, only=None):
             return print("the time is over: the same command goes on")
 
 
+def ship(folder):
+    "The newest snapshot of the longest run, in float16, with the facts of its run."
+    first = data.find("fashion_mnist_classes.safetensors")
+    path = list(RunFolder(folder / "fashion-long-ect-seed0").snapshots().values())[-1]
+    facts = weights.header(path)["provenance"] | dict(
+        command="python tools/make_fashion_runs.py --long --only fashion-long-ect-seed0",
+        data="fashion_mnist_20k",
+        init=weights.header(first)["provenance"],
+    )
+    out = Path(__file__).parents[1] / "data" / "fashion_mnist_classes_tuned.safetensors"
+    weights.save(weights.load(path), out, torch.float16, (1, 28, 28), **facts)
+
+
 def main():
     args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     args.add_argument(
@@ -101,7 +115,10 @@ def main():
     args.add_argument("--long", action="store_true", help="what an hour and a night buy")
     args.add_argument("--minutes", type=float, help="with --long: stop after so many")
     args.add_argument("--only", nargs="+", help="with --long: names of runs")
+    args.add_argument("--ship", action="store_true", help="write the longest tuned model")
     args = args.parse_args()
+    if args.ship:
+        return ship(args.folder)
     if args.long:
         return long(args.folder, args.device, args.minutes, args.only)
     wardrobe = data.load("fashion_mnist_20k")
