@@ -5,6 +5,7 @@ import asyncio
 import math
 import pytest
 import re
+import time
 import torch
 from ect_nb.analytic import GaussianMixture
 from ect_nb.diffusion import Precond
@@ -30,7 +31,7 @@ def heaps(mixture):
     return {"denoiser": mixture.denoise, "half": lambda x, t: x / 2}
 
 
-def tuning(kimg=0.064, noise=4, n_looks=20, **kw):
+def tuning(kimg=0.064, noise=4, n_looks=20, seconds=math.inf, **kw):
     torch.manual_seed(0)
     model = Precond(
         UNet(
@@ -62,6 +63,7 @@ def tuning(kimg=0.064, noise=4, n_looks=20, **kw):
         ),
         z,
         n_looks,
+        seconds,
     )
 
 
@@ -326,6 +328,29 @@ def level_near(slider, t):
 
 def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_a_run_of_so_many_seconds(monkeypatch):
+    "By a clock of our own: steps of two seconds, a rest that does not count, an end after ten."
+    now = [100.0]
+    t = tuning(kimg=64, n_looks=5, seconds=10)
+    begin, step = t.begin, type(t).step
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def dear():
+        now[0] += 2
+        begin()
+
+    monkeypatch.setattr(t, "begin", dear)
+    assert step(t) and (t.spent, t.done) == (2, 0.2) and "2 of 10 seconds" in tuning_words(t)
+    now[0] += 1000  # nobody presses anything
+    for _ in range(3):
+        assert step(t)
+    assert t.left() <= 2 and not step(t) and t.ended and t.spent == 10
+    assert [n for n, _ in t.looks] == [0, 8, 16, 24, 32, 40]
+    assert "40 pictures, 10 of 10 seconds" in tuning_words(t) and tuning_words(t).endswith("done.")
+    t.reset()
+    assert (t.spent, t.done, t.ended) == (0, 0, False)
 
 
 def test_steps_are_the_steps_of_the_trainer():
