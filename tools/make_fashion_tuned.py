@@ -1,5 +1,5 @@
-"""Tune the shipped diffusion model of Fashion-MNIST that knows no classes by the first recipe of 00;
-write the one-step generator that came of it to data/fashion_mnist_tuned.safetensors.
+"""Tune the shipped diffusion model of Fashion-MNIST that knows no classes by the first recipe of
+00; write the one-step generator that came of it to data/fashion_mnist_tuned.safetensors.
 
 usage: python tools/make_fashion_tuned.py [--kimg 24] [--seed 0] [--folder runs/fashion-tuned]
 
