@@ -453,6 +453,7 @@ def _start_axes(ax, nfe, kimgs):
     ax.set(xscale="log", yscale="log", xlabel="kimg of training")
     ax.set_title(f"{nfe} evaluation{'s' * (nfe > 1)}", fontsize=10)
     ticks = ticks_of(kimgs)
+    ticks = ticks[:: math.ceil(len(ticks) / 6)]
     ax.set_xticks(ticks, [f"{k:g}" for k in ticks], fontsize=9)
     ax.set_yticks(ROUND, ROUND)
     ax.minorticks_off()
