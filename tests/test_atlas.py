@@ -263,7 +263,7 @@ def test_the_shipped_atlas_compares_seeds_and_starts():
         len(f) >= 3 for f in atlas.families(init="scratch")
     )
     for f in atlas.families():
-        assert (
-            len({r.facts["seed"] for r in f}) == len(f) and len({tuple(r.points) for r in f}) == 1
-        )
+        assert len({r.facts["seed"] for r in f}) == len(f)
+        longest = max(f, key=lambda r: len(r.points)).points
+        assert all(r.points == longest[: len(r.points)] for r in f)  # some seeds go further
         assert all(len(r.pictures(*p)) == 16 for r in f for p in r.points)

@@ -166,11 +166,12 @@ PARAMETERS = dict(cifar10=50_000_000)
 
 # %% ../../nbs/workshop/planner.ipynb #af780430
 def _runs(atlas, data):
-    """The tuned runs on `data`. Records of a network smaller than `PARAMETERS` say nothing about
-    the rows of `speeds` and the papers."""
+    """The tuned runs on `data` by the recipe of the first of them: another has other rates. Records
+    of a network smaller than `PARAMETERS` say nothing about the rows of `speeds` and the papers."""
     least = PARAMETERS.get(data, 0)
     found = [r for r in tuned(atlas) if r.facts["data"] == data]
-    return [r for r in found if r.records[0]["parameters"] >= least]
+    found = [r for r in found if r.records[0]["parameters"] >= least]
+    return [r for r in found if r.facts.get("recipe") == found[0].facts.get("recipe")]
 
 # %% ../../nbs/workshop/planner.ipynb #1881ebab
 def _lines(atlas, data, nfe):
