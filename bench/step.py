@@ -35,9 +35,8 @@ Written by `python bench/step.py table` from `step.jsonl`. *Plain* is the recipe
 write it: eager, float32, both branches for every row, RAdam and average parameter by parameter. A
 ratio is its time over that of the kit's step in the same round, median [least, most]; above 1 the
 kit is faster. The ways take turns in one process. bfloat16 is used where the processor has it and
-the rule of the residual allows it; *float32* says that one of the two did not hold. The full
-CIFAR-10 network is still to be measured so (`python bench/step.py full --batch 2
---channels-last`)."""
+the rule of the residual allows it; *float32* says that one of the two did not hold. A high load
+says that other work ran beside."""
 
 
 def processor():
